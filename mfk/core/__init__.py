@@ -1,0 +1,22 @@
+"""Floor 0: types, trees, stateless models, random keys, configs. Knows nothing of robots or training."""
+
+from mfk.core import rng, tree
+from mfk.core.model import stateless
+from mfk.core.types import Aux, Batch, Field, Metrics, Model, Optimizer, Params, Rows, Schedule, Task, Tree
+
+__all__ = [
+    "Aux",
+    "Batch",
+    "Field",
+    "Metrics",
+    "Model",
+    "Optimizer",
+    "Params",
+    "Rows",
+    "Schedule",
+    "Task",
+    "Tree",
+    "rng",
+    "stateless",
+    "tree",
+]

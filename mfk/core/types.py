@@ -1,0 +1,89 @@
+"""The vocabulary of mfk: what the packages hand to each other.
+
+Everything here is a NamedTuple of functions or of trees, so that ``torch.func``, ``optree`` and the
+checkpoint see through it; there is no base class to inherit from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Tree: TypeAlias = Any
+"""Nested dicts, tuples, lists and NamedTuples whose leaves are tensors (or Python numbers)."""
+
+Params: TypeAlias = dict[str, Tensor]
+"""Parameters or buffers of a module: dotted name -> tensor."""
+
+Batch: TypeAlias = dict[str, Tensor]
+"""Tensors of one batch, and nothing but tensors; the leading axis is the row."""
+
+Metrics: TypeAlias = dict[str, Tensor]
+"""Name -> 0-dimensional tensor; it stays on the device until a logger asks."""
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Step (0 is the first) -> value, without state."""
+
+Field: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""An average velocity u(z[..., D], r[..., 1], t[..., 1]) -> [..., D], conditioning closed over."""
+
+
+class Rows(NamedTuple):
+    """Which rows of the global batch a caller wants."""
+
+    index: range  # positions within the global batch, 0 <= i < total
+    total: int  # rows in the global batch
+
+    @staticmethod
+    def all(total: int) -> Rows:
+        """Every row of a batch of `total`."""
+        return Rows(range(total), total)
+
+
+class Model(NamedTuple):
+    """A stateless model: see `mfk.stateless`."""
+
+    init: Callable[[int], tuple[Params, Params]]  # (seed) -> (params, buffers)
+    apply: Callable[..., Any]  # (params, buffers, *inputs, **kwargs) -> output
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value."""
+
+    state: Tree  # the carried state after this batch
+    metrics: Metrics  # sums over the batch's rows; the step divides them by the weight
+
+
+class Task(NamedTuple):
+    """One training problem, as four pure functions.
+
+    A loss returns *sums over rows and the sum of the weights*; the step divides once, after
+    all micro-batches (and ranks) are summed.
+    """
+
+    init: Callable[[int], tuple[Tree, Tree]]  # (seed) -> (params, state)
+    # (seed, step, rows, state, batch) -> batch with every random number that the loss needs
+    draw: Callable[[int, int, Rows, Tree, Batch], Batch]
+    # (params, state, batch, teacher) -> (total, weight, Aux); deterministic, differentiable
+    loss: Callable[[Tree, Tree, Batch, Tree], tuple[Tensor, Tensor, Aux]]
+    # (params, state, batch) -> (metric -> total, metric -> weight)
+    evaluate: Callable[[Tree, Tree, Batch], tuple[Metrics, Metrics]]
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation with explicit state: see `mfk.optim.adamw`."""
+
+    init: Callable[[Tree], Tree]  # (params) -> opt_state
+    update: Callable[..., tuple[Tree, Tree]]  # (grads, opt_state, params, lr) -> (params, opt_state)
+
+
+def describe(value: object) -> str:
+    """One short phrase for an error message: type, and shape, dtype and device of a tensor."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {sorted(map(str, value))[:8]}"
+    return f"{value!r} ({type(value).__name__})"
