@@ -43,11 +43,13 @@ def stateless(make: Callable[[], nn.Module]) -> Model:
         skeleton = _build(make)
     parameter_names = {name for name, _ in skeleton.named_parameters()}
     buffer_names = {name for name, _ in skeleton.named_buffers()}
+    tied = _tied(skeleton)  # before the move to meta, which unties
     skeleton.to("meta")
 
     def init(seed: int) -> tuple[Params, Params]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.key(seed, "init") % 2**63)
+            # Not torch.manual_seed: it would reseed every accelerator as well.
+            torch.default_generator.manual_seed(rng.key(seed, "init") % 2**63)
             module = _build(make)
         params = {name: p.detach() for name, p in module.named_parameters()}
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -58,9 +60,11 @@ def stateless(make: Callable[[], nn.Module]) -> Model:
         _check_names("buffers", buffers, buffer_names)
         # A module that writes to its buffers must not write to the caller's tensors.
         own = {name: b.clone() for name, b in buffers.items()}
-        before = {name: b._version for name, b in own.items()}
-        output = functional_call(skeleton, {**params, **own}, inputs, kwargs, strict=True)
-        written = [name for name, b in own.items() if b._version != before[name]]
+        before = _versions(own)
+        tensors = {**params, **own}
+        tensors |= {other: tensors[name] for other, name in tied.items()}
+        output = functional_call(skeleton, tensors, inputs, kwargs, strict=True)
+        written = [name for name, version in _versions(own).items() if version != before[name]]
         if written:
             raise RuntimeError(
                 f"buffers: the module wrote to {written[0]!r} while it ran, and a stateless model has "
@@ -81,6 +85,22 @@ def _build(make: Callable[[], nn.Module]) -> nn.Module:
                 f"make: parameter {name!r} is lazy and has no shape yet; give its layer explicit sizes"
             )
     return module
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Each further name of a tensor that has several -> the name that init gives it."""
+    tied: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        first = {id(x): name for name, x in named()}
+        tied |= {n: first[id(x)] for n, x in named(remove_duplicate=False) if n != first[id(x)]}
+    return tied
+
+
+def _versions(buffers: Params) -> dict[str, int]:
+    """How often each buffer was written to; nobody counts in inference mode or inside torch.compile."""
+    if torch.compiler.is_compiling():
+        return {}
+    return {name: b._version for name, b in buffers.items() if not b.is_inference()}
 
 
 def _check_names(argument: str, given: Params, expected: set[str]) -> None:

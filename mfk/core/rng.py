@@ -61,9 +61,12 @@ def _generator(key: int) -> np.random.Generator:
 
 def _rows(numbers: np.ndarray, rows: Rows) -> Tensor:
     index = rows.index
-    if len(index) and not (0 <= min(index[0], index[-1]) and max(index[0], index[-1]) < rows.total):
+    if not index:
+        return torch.from_numpy(numbers[:0])
+    if not (0 <= min(index[0], index[-1]) and max(index[0], index[-1]) < rows.total):
         raise ValueError(f"rows: expected positions in [0, {rows.total}), got {index}")
-    return torch.from_numpy(np.ascontiguousarray(numbers[_slice(index)]))
+    # A copy: it has no negative strides, and does not keep the global batch in memory.
+    return torch.from_numpy(numbers[_slice(index)].copy())
 
 
 def _slice(index: range) -> slice:

@@ -18,6 +18,11 @@ from mfk.core.types import Tree
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply `fn` to corresponding leaves; the trees must have one structure (ValueError)."""
+    structure = optree.tree_structure(tree)
+    for other in rest:
+        # optree alone would take a tree that goes on below a leaf, and hand `fn` the subtree.
+        if optree.tree_structure(other) != structure:
+            raise ValueError(f"tree: expected {structure}, got {optree.tree_structure(other)}")
     return optree.tree_map(fn, tree, *rest)
 
 
@@ -71,7 +76,7 @@ def size(tree: Tree) -> int:
 
 def all_finite(tree: Tree) -> Tensor:
     """A 0-dimensional bool: no floating-point leaf holds NaN or infinity. No host synchronisation."""
-    flags = [torch.isfinite(x).all() for x in leaves(tree) if x.is_floating_point()]
+    flags = [torch.isfinite(x).all() for x in leaves(tree) if isinstance(x, Tensor) and x.is_floating_point()]
     return torch.stack(flags).all() if flags else torch.tensor(True)
 
 

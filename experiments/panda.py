@@ -1,0 +1,208 @@
+"""Train, resume and use a one-step inverse-kinematics network for the Franka Panda.
+
+    python experiments/panda.py                      # the default preset: minutes on two cores
+    python experiments/panda.py quick --lr 5e-4
+    python experiments/panda.py --resume             # go on with the newest run
+    python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0.1 0.5 0 1 0 0
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mfk import train
+from mfk.core import cli, config, tree
+from mfk.core.types import Model, Params
+from mfk.kinematics import Chain, least_squares_step, panda
+from mfk.losses import TimeConfig
+from mfk.tasks import ik, ik_report
+from mfk.train import TrainConfig
+
+NAME = "panda"
+
+
+@dataclass(frozen=True)
+class PandaConfig:
+    """A training run."""
+
+    frame: str = "panda_hand"
+    """Link whose pose is solved for: panda_link0 to panda_link8, panda_hand or panda_hand_tcp."""
+    ik: ik.IKConfig = field(default_factory=ik.IKConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation_poses: int = 2_000
+    """Poses of the validation during training."""
+    report_poses: int = 5_000
+    """Held-out poses of the final report."""
+    out: str | None = None
+    """Folder of the run; None takes a fresh number under outputs/panda."""
+    resume: str | None = None
+    """Folder of a run to go on with; alone: --out, or else the newest."""
+    dry_run: bool = False
+    """Print the resolved config and the network's size, and stop."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Solve one pose with a trained network."""
+
+    checkpoint: str
+    """Folder of a run, such as outputs/panda/latest."""
+    pose: tuple[float, float, float, float, float, float, float]
+    """Target of the configured frame in the robot's base frame: X Y Z in m, then the unit quaternion QW QX
+    QY QZ."""
+    reference: tuple[float, float, float, float, float, float, float] = (0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785)
+    """Configuration to start from, in rad; a network trained on local references wants one near the
+    solution."""
+    steps: int = 1
+    """Network steps."""
+    refine: int = 2
+    """Least-squares steps after the network."""
+
+
+_DOCUMENTED = PandaConfig(
+    ik=ik.IKConfig(
+        net=ik.NetConfig(network="documented"),
+        times=TimeConfig(jvp_share=0.25),
+        loss=ik.LossConfig(weighting="distance", weight_c=1e-4, weight_p=0.5),
+    ),
+    train=TrainConfig(
+        steps=390_600, batch_size=256, lr=1e-4, min_lr=1e-6, warmup_steps=1_000, weight_decay=1e-5,
+        ema_decay=None, validate_every=3_906, checkpoint_every=3_906, best_metric="position_mm",
+    ),
+)  # fmt: skip
+_DEFAULT = PandaConfig(
+    train=TrainConfig(
+        steps=3_000, batch_size=1_024, lr=2e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+        validate_every=500, checkpoint_every=500, best_metric="position_mm",
+    )
+)  # fmt: skip
+PRESETS = {
+    "default": ("the kinematics-aware network; under five minutes on two CPU cores", _DEFAULT),
+    "quick": (
+        "the same network, a short look in under 45 seconds",
+        replace(
+            _DEFAULT,
+            train=replace(_DEFAULT.train, steps=250, validate_every=125, checkpoint_every=125, warmup_steps=25),
+        ),
+    ),
+    "documented": (
+        "the seed document's 17.9M network and settings, with the sound MeanFlow identity; wants a GPU",
+        _DOCUMENTED,
+    ),
+}
+
+
+def run(settings: PandaConfig) -> None:
+    """Train as configured, then report on held-out poses."""
+    started = time.perf_counter()
+    chain = panda(settings.frame)
+    task = ik.ik_task(chain, settings.ik)
+    if settings.dry_run:
+        params, _ = task.init(settings.train.seed)
+        print(config.to_yaml(settings), end="")
+        print(f"# {chain}\n# {tree.size(params):,} parameters")
+        return
+    folder = train.claim_run(settings.out, NAME, resume=settings.resume is not None)
+    print(f"run: {folder}")
+    record = config.to_dict(replace(settings, out=None, resume=None))
+    result = train.fit(
+        task,
+        settings.train,
+        run=folder,
+        record=record,
+        validation=ik.validation_batches(task, settings.train.seed, settings.validation_poses),
+        resume=settings.resume is not None,
+        resume_hint=f"python experiments/panda.py --resume {folder}",
+        roots=ik.ROOTS,
+    )
+    if result.interrupted:
+        raise SystemExit(130)
+    trained = time.perf_counter() - started
+    report(settings, chain, folder, trained)
+
+
+def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) -> None:
+    """Compare the run's best network with the baselines, and leave the report in its folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    model, params, buffers = trained(settings, chain, folder)
+    results, errors = ik_report.compare(
+        chain,
+        settings.ik.data,
+        ik_report.solvers(chain, model, params, buffers),
+        poses=settings.report_poses,
+    )
+    history = train.read_history(folder)
+    losses = [(r["step"], r["train/raw_error"]) for r in history if "train/raw_error" in r]
+    facts = {
+        "robot": repr(chain),
+        "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
+        "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
+        "held-out poses": settings.report_poses,
+        "training": f"{settings.train.steps} steps of {settings.train.batch_size} rows, {seconds:.0f} s",
+        **train.versions(settings.train.seed),
+    }
+    files = ik_report.write_report(folder, results, errors, losses, facts)
+    titles, rows = ik_report.table(results)
+    shown = Table(title=f"{settings.report_poses} held-out poses of {chain.name}, {chain.tip}")
+    for i, title in enumerate(titles):
+        shown.add_column(title, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    (console if console.width >= 125 else Console(width=125)).print(shown)
+    print("wrote " + ", ".join(str(file) for file in files))
+
+
+def trained(settings: PandaConfig, chain: Chain, folder: Path) -> tuple[Model, Params, Params]:
+    """The network of a run with the parameters that did best in validation, and its buffers."""
+    model = ik.ik_model(chain, settings.ik.net)
+    params, buffers = model.init(settings.train.seed)
+    pick = partial(train.load_params, folder / "checkpoints", step="best", best_metric=settings.train.best_metric)
+    return model, pick(params), buffers
+
+
+def solve(command: Solve) -> None:
+    """Answer one pose with joints and the error by forward kinematics."""
+    folder = Path(command.checkpoint)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"--checkpoint: {folder} is not the folder of a run: it has no config.yaml")
+    settings = config.load_yaml(PandaConfig, folder / "config.yaml")
+    chain = panda(settings.frame)
+    model, params, buffers = trained(settings, chain, folder)
+    pose = torch.tensor(command.pose, dtype=torch.float64)
+    q = ik.solve_pose(chain, model, params, buffers, pose, torch.tensor(command.reference), command.steps)
+    q = q.double()
+    for _ in range(command.refine):
+        q = least_squares_step(chain, q, pose, ik_report.DAMPING)
+    errors = ik.pose_errors(chain, q, pose)
+    for name, angle in zip(chain.joint_names, q.tolist(), strict=True):
+        print(f"{name}: {angle:+.6f} rad")
+    print(f"position error {float(errors.position) * 1e3:.4f} mm")
+    print(f"rotation error {float(torch.rad2deg(errors.rotation)):.4f} deg")
+
+
+def main() -> None:
+    """Parse the command line and run it."""
+    settings = cli.parse(
+        PRESETS,
+        {"solve": ("answer one pose with a trained network", Solve)},
+        prog="panda.py",
+        description="One-step inverse kinematics for the Franka Panda, trained with MeanFlow.",
+        root=Path("outputs") / NAME,
+    )
+    if isinstance(settings, Solve):
+        solve(settings)
+    else:
+        run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(main))

@@ -1,0 +1,77 @@
+"""Floor 1: rotations, serial chains, forward kinematics, Jacobian, one inverse-kinematics step."""
+
+from mfk.kinematics.chain import Chain, Joint, serial_chain
+from mfk.kinematics.fk import check_joints, forward, forward_matrix, jacobian, pose_and_jacobian
+from mfk.kinematics.ik import (
+    check_pose,
+    clip_to_limits,
+    damped_inverse,
+    damped_step,
+    least_squares_step,
+    pose_error,
+)
+from mfk.kinematics.robots import panda, ur10, urdf_text
+from mfk.kinematics.rotations import (
+    matrix_to_pose,
+    matrix_to_quaternion,
+    matrix_to_sixd,
+    pose_to_matrix,
+    quaternion_angle,
+    quaternion_canonical,
+    quaternion_conjugate,
+    quaternion_exp,
+    quaternion_log,
+    quaternion_multiply,
+    quaternion_normalize,
+    quaternion_rotate,
+    quaternion_to_matrix,
+    rpy_to_matrix,
+    sixd_to_matrix,
+    so3_exp,
+    so3_log,
+    wxyz_to_xyzw,
+    xyzw_to_wxyz,
+)
+from mfk.kinematics.second_order import velocity_product
+from mfk.kinematics.urdf import load_urdf
+
+__all__ = [
+    "Chain",
+    "Joint",
+    "check_joints",
+    "check_pose",
+    "clip_to_limits",
+    "damped_inverse",
+    "damped_step",
+    "forward",
+    "forward_matrix",
+    "jacobian",
+    "least_squares_step",
+    "load_urdf",
+    "matrix_to_pose",
+    "matrix_to_quaternion",
+    "matrix_to_sixd",
+    "panda",
+    "pose_and_jacobian",
+    "pose_error",
+    "pose_to_matrix",
+    "quaternion_angle",
+    "quaternion_canonical",
+    "quaternion_conjugate",
+    "quaternion_exp",
+    "quaternion_log",
+    "quaternion_multiply",
+    "quaternion_normalize",
+    "quaternion_rotate",
+    "quaternion_to_matrix",
+    "rpy_to_matrix",
+    "serial_chain",
+    "sixd_to_matrix",
+    "so3_exp",
+    "so3_log",
+    "ur10",
+    "urdf_text",
+    "velocity_product",
+    "wxyz_to_xyzw",
+    "xyzw_to_wxyz",
+]

@@ -1,0 +1,146 @@
+"""Losses that train an average velocity u(z, r, t), in forward time.
+
+Convention (everywhere in mfk): time 0 is the reference sample z0, time 1 the solution z1; the path
+is z_t = (1 - t) z0 + t z1 with conditional velocity v = z1 - z0. ``u(z, r, t)`` is the displacement
+of the flow from `z` *at time r* to time t, divided by t - r. The MeanFlow paper (Geng et al. 2025,
+arXiv:2505.13447) runs time the other way and indexes u by its end; turning its formula round
+without changing the sign gives a wrong target, not a worse one.
+
+Every loss takes the field as a function, returns one squared error per row (the sum over the last
+axis and nothing else), and agrees with its own ``vmap`` over single rows. Weights, masks and the
+reduction belong to the caller.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from mfk.core.types import Field, describe
+
+
+class MeanFlowTerms(NamedTuple):
+    """The parts of the MeanFlow loss, for whoever reports them too."""
+
+    squared_error: Tensor  # [...], the loss
+    value: Tensor  # [..., D], u(z, r, t)
+    rate: Tensor  # [..., D], Du = ∂_r u + v·∇_z u
+
+
+def flow_matching(u: Field, z: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    """Squared error of the instantaneous velocity: ‖u(z, r, r) - v‖².
+
+    These rows anchor every member of the family at t = r, where u equals the marginal velocity.
+
+    Args:
+        u: the field, (z[..., D], r[..., 1], t[..., 1]) -> [..., D].
+        z: state at time r, [..., D].
+        v: conditional velocity z1 - z0, [..., D], in z's unit per unit of time.
+        r: time in [0, 1], [..., 1].
+
+    Returns:
+        Squared error, [...].
+
+    Raises:
+        ValueError: shapes that do not agree, or that would broadcast.
+        TypeError: dtypes that differ.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747, eq. 9, in mfk's time convention.
+    """
+    _check(z=z, v=v, r=r)
+    return _squared_norm(_call(u, z, r, r) - v)
+
+
+def meanflow(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """Squared error against the MeanFlow identity: ‖u(z, r, t) - sg(v + (t - r) Du)‖².
+
+    Du = ∂_r u + v·∇_z u is one forward-mode derivative with tangents (v, 1, 0). It follows from
+    d/dr of (t - r) u(z_r, r, t) = ∫_r^t v: differentiating at the *start* of the interval gives the
+    plus sign. The stop-gradient makes the conditional velocity unbiased for the marginal one.
+    At t = r the value is that of `flow_matching`.
+
+    Args:
+        u: the field, (z[..., D], r[..., 1], t[..., 1]) -> [..., D].
+        z: state at time r, [..., D].
+        v: conditional velocity z1 - z0, [..., D].
+        r: start time, [..., 1], 0 <= r <= t.
+        t: end time, [..., 1], t <= 1.
+
+    Returns:
+        Squared error, [...].
+
+    Raises:
+        ValueError: shapes that do not agree, or that would broadcast.
+        TypeError: dtypes that differ.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, eq. 6-11, with the state at the start of the interval.
+    """
+    return meanflow_terms(u, z, v, r, t).squared_error
+
+
+def meanflow_terms(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> MeanFlowTerms:
+    """`meanflow` with the field's value and rate, which it has to compute anyway.
+
+    Args and errors are those of `meanflow`.
+    """
+    _check(z=z, v=v, r=r, t=t)
+    value, rate = _value_and_rate(u, z, v, r, t)
+    target = (v + (t - r) * rate).detach()
+    return MeanFlowTerms(_squared_norm(value - target), value, rate)
+
+
+def meanflow_residual(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """Squared norm of the field's rate of change along the path: ‖∂_r u + v·∇_z u‖².
+
+    A diagnostic, not a loss to train on: u = 0, every constant, and every function that is constant
+    along trajectories score 0, whereas the true average velocity scores 0 only where the flow is
+    straight. Logs report its root mean square.
+
+    Args, returns and errors are those of `meanflow`.
+    """
+    _check(z=z, v=v, r=r, t=t)
+    _, rate = _value_and_rate(u, z, v, r, t)
+    return _squared_norm(rate)
+
+
+def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """u(z, r, t) and its derivative with tangents dz = v, dr = 1, dt = 0."""
+
+    def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return _call(u, z, r, t)
+
+    return jvp(field, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))
+
+
+def _call(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    out = u(z, r, t)
+    if not isinstance(out, Tensor) or out.shape != z.shape:
+        raise ValueError(
+            f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}"
+        )
+    return out
+
+
+def _squared_norm(x: Tensor) -> Tensor:
+    return (x * x).sum(-1)
+
+
+def _check(z: Tensor, v: Tensor, **times: Tensor) -> None:
+    for name, x in {"z": z, "v": v, **times}.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
+        if x.dtype != z.dtype:
+            raise TypeError(f"{name}: expected the dtype of z, {z.dtype}, got {x.dtype}")
+    if z.ndim == 0:
+        raise ValueError("z: expected a shape [..., D], got a 0-dimensional tensor")
+    if v.shape != z.shape:
+        raise ValueError(f"v: expected the shape of z, {tuple(z.shape)}, got {tuple(v.shape)}")
+    for name, x in times.items():
+        if x.shape != (*z.shape[:-1], 1):
+            raise ValueError(
+                f"{name}: expected the shape {(*z.shape[:-1], 1)}, one time for each row of z "
+                f"{tuple(z.shape)}, got {tuple(x.shape)}"
+            )

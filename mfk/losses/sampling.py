@@ -1,0 +1,43 @@
+"""From an average velocity to a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfk.core.types import Field, describe
+
+
+def sample(u: Field, z0: Tensor, steps: int = 1) -> Tensor:
+    """Follow the flow from time 0 to 1: z_t = z_r + (t - r) u(z_r, r, t) over equal intervals.
+
+    With one step this is z1 = z0 + u(z0, 0, 1).
+
+    Args:
+        u: the field, (z[..., D], r[..., 1], t[..., 1]) -> [..., D].
+        z0: state at time 0, [..., D].
+        steps: number of intervals, >= 1.
+
+    Returns:
+        State at time 1, [..., D].
+
+    Raises:
+        ValueError: `steps` is not a positive int, or the field returns another shape than z0's.
+        TypeError: `z0` is not a floating-point tensor.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected an int >= 1, got {describe(steps)}")
+    if not isinstance(z0, Tensor) or not z0.is_floating_point():
+        raise TypeError(f"z0: expected a floating-point tensor, got {describe(z0)}")
+    if z0.ndim == 0:
+        raise ValueError("z0: expected a shape [..., D], got a 0-dimensional tensor")
+    z, one = z0, torch.ones_like(z0[..., :1])
+    for k in range(steps):
+        r, t = k / steps, (k + 1) / steps
+        velocity = u(z, r * one, t * one)
+        if velocity.shape != z0.shape:
+            raise ValueError(
+                f"u: expected the field to return z0's shape {tuple(z0.shape)}, got {describe(velocity)}"
+            )
+        z = z + velocity / steps
+    return z

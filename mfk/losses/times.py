@@ -1,0 +1,78 @@
+"""Start and end times of training rows, as pure functions of a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mfk.core import rng
+from mfk.core.types import Rows
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """How the times r <= t of a training row are drawn."""
+
+    distribution: Literal["uniform", "logit_normal", "beta"] = "uniform"
+    """Of the two draws whose minimum is r and whose maximum is t; all in [0, 1]."""
+    location: float = 0.4
+    """logit_normal: mean of the logit (the paper's -0.4, in forward time)."""
+    scale: float = 1.0
+    """logit_normal: standard deviation of the logit."""
+    alpha: float = 2.0
+    """beta: first parameter."""
+    beta: float = 5.0
+    """beta: second parameter; the seed document's pair is (2, 5)."""
+    jvp_share: float = 0.5
+    """Share of the global batch with t > r, in [0, 1]: the rows that pay for a forward derivative."""
+
+
+def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Start times of all rows and end times of the rows that have one.
+
+    Each row takes two draws from the distribution: r is the smaller, t the larger. The first
+    ``round(jvp_share * total)`` rows of the *global* batch are MeanFlow rows; the others are flow
+    matching, t = r, and have no entry in t. The number is static, so only those rows pay for a JVP.
+
+    Args:
+        config: the distribution and the share.
+        seed: of the run.
+        step: of the run.
+        rows: which rows of the global batch; MeanFlow rows come first in it.
+
+    Returns:
+        r, [len(rows.index), 1], and t, [n, 1], with n <= len(rows.index): t belongs to the first n rows.
+
+    Raises:
+        ValueError: a share outside [0, 1], a scale or a Beta parameter that is not positive, or rows
+            in falling order.
+    """
+    _check(config)
+    if rows.index.step < 1:
+        raise ValueError(f"rows: expected rising positions, got {rows.index}")
+    key = rng.key(seed, step, "times")
+    if config.distribution == "uniform":
+        pair = rng.uniform(key, rows, (2,))
+    elif config.distribution == "logit_normal":
+        pair = torch.sigmoid(config.location + config.scale * rng.normal(key, rows, (2,)))
+    else:
+        pair = rng.beta(key, rows, config.alpha, config.beta, (2,))
+    r, t = pair.amin(1, keepdim=True), pair.amax(1, keepdim=True)
+    last = round(config.jvp_share * rows.total)
+    count = len(range(rows.index.start, min(rows.index.stop, last), rows.index.step))
+    return r, t[:count]
+
+
+def _check(config: TimeConfig) -> None:
+    if config.distribution not in ("uniform", "logit_normal", "beta"):
+        raise ValueError(
+            f"distribution: expected uniform, logit_normal or beta, got {config.distribution!r}"
+        )
+    if not 0 <= config.jvp_share <= 1:
+        raise ValueError(f"jvp_share: expected a share in [0, 1], got {config.jvp_share!r}")
+    for name in ("scale", "alpha", "beta"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)!r}")

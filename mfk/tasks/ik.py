@@ -1,0 +1,213 @@
+"""One-step inverse kinematics with MeanFlow, as a Task.
+
+The flow starts at a reference configuration (time 0), ends at a solution (time 1), and is conditioned
+on the pose that the solution reaches: one step is q = q_reference + u(q_reference, 0, 1; pose).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfk.core import rng, stateless
+from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
+from mfk.data import IKDataConfig, draw_ik
+from mfk.kinematics import Chain, check_pose, clip_to_limits, forward, pose_error
+from mfk.losses import (
+    TimeConfig,
+    adaptive_weight,
+    distance_weight,
+    draw_times,
+    flow_matching,
+    meanflow_terms,
+    sample,
+)
+from mfk.nn import KinematicNet, MeanFlowNet
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Which network."""
+
+    network: Literal["kinematic", "documented"] = "kinematic"
+    """kinematic: KinematicNet, which sees the pose error and a least-squares step; documented:
+    MeanFlowNet, the seed document's, with its sizes fixed."""
+    width: int = 256
+    """kinematic: width of the residual stream."""
+    blocks: int = 2
+    """kinematic: residual blocks."""
+    damping: float = 0.055
+    """kinematic: damping of the pseudo-inverse, in m and rad."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How a row's squared error is weighted."""
+
+    weighting: Literal["adaptive", "distance", "uniform"] = "adaptive"
+    """adaptive: by the error (the MeanFlow paper); distance: by how far q is from its solution (the seed
+    document); uniform: all alike."""
+    weight_c: float = 1e-3
+    """Added to the squared error or distance, in rad^2."""
+    weight_p: float = 1.0
+    """Power of the weight; 0 weighs all alike."""
+
+
+@dataclass(frozen=True)
+class IKConfig:
+    """One inverse-kinematics problem."""
+
+    net: NetConfig = field(default_factory=NetConfig)
+    data: IKDataConfig = field(default_factory=IKDataConfig)
+    times: TimeConfig = field(default_factory=TimeConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+class PoseErrors(NamedTuple):
+    """Distance of a configuration's pose from its target."""
+
+    position: Tensor  # [...], float64, m
+    rotation: Tensor  # [...], float64, rad
+
+
+ROOTS = ("meanflow_residual", "velocity_norm")
+"""Metrics that the loss reports as squares, to be logged as their root mean squares."""
+
+
+def ik_model(chain: Chain, config: NetConfig) -> Model:
+    """The configured network, called as ``apply(params, buffers, q, pose, r, t)``."""
+    if config.network == "documented":
+        return stateless(partial(MeanFlowNet, chain.dof))
+    if config.network == "kinematic":
+        return stateless(partial(KinematicNet, chain, config.width, config.blocks, config.damping))
+    raise ValueError(f"network: expected kinematic or documented, got {config.network!r}")
+
+
+def ik_field(model: Model, params: Params, buffers: Params, pose: Tensor) -> Field:
+    """The network as a field u(q, r, t), the target poses [..., 7] closed over."""
+    return lambda q, r, t: model.apply(params, buffers, q, pose, r, t)
+
+
+def ik_task(chain: Chain, config: IKConfig) -> Task:
+    """Train a one-step solver for `chain`; its batches are made by ``draw`` from nothing.
+
+    The loss of a row is w ‖Δ‖², summed over rows, and the weight is the number of rows. The first rows
+    of a drawn batch, as many as "t" has, are MeanFlow rows from time r to t; the rest are flow
+    matching at r. ``evaluate`` reports the raw loss and one network step from the reference.
+    """
+    model = ik_model(chain, config.net)
+
+    def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
+        if batch:
+            raise ValueError(f"batch: expected {{}}, the task makes its own data; got {sorted(batch)}")
+        q = draw_ik(chain, config.data, seed, step, rows)
+        r, t = draw_times(config.times, seed, step, rows)
+        v = q.q_target - q.q_reference
+        return {
+            "z": q.q_reference + r * v,
+            "v": v,
+            "r": r,
+            "t": t,
+            "pose": q.pose,
+            "reference": q.q_reference,
+        }
+
+    def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
+        z, v, r, t, pose = (batch[name] for name in ("z", "v", "r", "t", "pose"))
+        n, rows = len(t), len(z)
+        parts, metrics = [], {}
+        if n:
+            u = ik_field(model, params, state, pose[:n])
+            terms = meanflow_terms(u, z[:n], v[:n], r[:n], t)
+            parts.append(terms.squared_error)
+            # Means over the MeanFlow rows, expressed as sums over all of them.
+            metrics["velocity_norm"] = terms.value.square().sum() * (rows / n)
+            metrics["meanflow_residual"] = terms.rate.square().sum() * (rows / n)
+        if n < rows:
+            u = ik_field(model, params, state, pose[n:])
+            parts.append(flow_matching(u, z[n:], v[n:], r[n:]))
+        squared = torch.cat(parts)
+        remaining = ((1 - r) * v).square().sum(-1)
+        total = (_row_weight(config.loss, squared, remaining) * squared).sum()
+        metrics["raw_error"] = squared.sum()
+        return total, torch.tensor(float(rows), device=total.device), Aux(state, metrics)
+
+    def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
+        _, weight, aux = loss(params, state, batch, params)
+        u = ik_field(model, params, state, batch["pose"])
+        q = clip_to_limits(chain, sample(u, batch["reference"]))
+        errors = pose_errors(chain, q, batch["pose"])
+        totals = {
+            "val_loss": aux.metrics["raw_error"],
+            "position_mm": errors.position.sum() * 1e3,
+            "rotation_deg": torch.rad2deg(errors.rotation.sum()),
+            "within_5mm_5deg": within(errors, 5.0, 5.0).sum().double(),
+        }
+        return totals, dict.fromkeys(totals, weight)
+
+    return Task(init=model.init, draw=draw, loss=loss, evaluate=evaluate)
+
+
+def validation_batches(task: Task, seed: int, rows: int, batch_size: int = 1024) -> list[Batch]:
+    """Complete batches that no training step sees: the draws of a seed of their own."""
+    held_out = rng.key(seed, "validation") % 2**63
+    params_free: Tree = {}
+    starts = range(0, rows, batch_size)
+    return [
+        task.draw(held_out, 0, Rows(range(start, min(start + batch_size, rows)), rows), params_free, {})
+        for start in starts
+    ]
+
+
+def pose_errors(chain: Chain, q: Tensor, target: Tensor) -> PoseErrors:
+    """Position and rotation error of q [..., dof] against poses [..., 7], verified in float64."""
+    target = target.double()
+    unit = target[..., 3:] / target[..., 3:].norm(dim=-1, keepdim=True)
+    error = pose_error(forward(chain, q.double()), torch.cat((target[..., :3], unit), -1))
+    return PoseErrors(error[..., :3].norm(dim=-1), error[..., 3:].norm(dim=-1))
+
+
+def within(errors: PoseErrors, millimetres: float, degrees: float) -> Tensor:
+    """Which rows are inside both tolerances, [...] of bool; a NaN is outside."""
+    return (errors.position < millimetres * 1e-3) & (errors.rotation < math.radians(degrees))
+
+
+def solve_pose(
+    chain: Chain, model: Model, params: Params, buffers: Params, pose: Tensor, reference: Tensor, steps: int = 1
+) -> Tensor:
+    """Joints for target poses by the network, clipped to the limits.
+
+    Args:
+        chain: the robot.
+        model: as from `ik_model`.
+        params: trained parameters.
+        buffers: the model's buffers.
+        pose: targets, [..., 7]: x y z [m], qw qx qy qz in the base frame; checked (`check_pose`).
+        reference: configuration to start from, [..., dof] in rad or m.
+        steps: network steps.
+
+    Returns:
+        q, [..., dof], float32.
+
+    Raises:
+        ValueError: a pose that is not finite or not unit, or shapes that do not fit.
+    """
+    check_pose(pose, "pose")
+    u = ik_field(model, params, buffers, pose.float())
+    with torch.no_grad():
+        return clip_to_limits(chain, sample(u, reference.float(), steps))
+
+
+def _row_weight(config: LossConfig, squared_error: Tensor, squared_distance: Tensor) -> Tensor:
+    if config.weighting == "adaptive":
+        return adaptive_weight(squared_error, config.weight_c, config.weight_p)
+    if config.weighting == "distance":
+        return distance_weight(squared_distance, config.weight_c, config.weight_p)
+    if config.weighting == "uniform":
+        return torch.ones_like(squared_error)
+    raise ValueError(f"weighting: expected adaptive, distance or uniform, got {config.weighting!r}")

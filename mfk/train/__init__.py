@@ -1,0 +1,37 @@
+"""Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
+
+from mfk.train.checkpoint import CheckpointError, Saved, find, load, load_params, load_state, save, saved
+from mfk.train.log import Sink, open_sink, read_history
+from mfk.train.loop import Batches, FitResult, TrainConfig, TrainingDiverged, fit
+from mfk.train.runs import claim_run, write_record
+from mfk.train.state import Guard, TrainState, inference_params, init_state
+from mfk.train.step import TrainStep, make_train_step
+from mfk.train.validate import validation_metrics
+
+__all__ = [
+    "Batches",
+    "CheckpointError",
+    "FitResult",
+    "Guard",
+    "Saved",
+    "Sink",
+    "TrainConfig",
+    "TrainState",
+    "TrainStep",
+    "TrainingDiverged",
+    "claim_run",
+    "find",
+    "fit",
+    "inference_params",
+    "init_state",
+    "load",
+    "load_params",
+    "load_state",
+    "make_train_step",
+    "open_sink",
+    "read_history",
+    "save",
+    "saved",
+    "validation_metrics",
+    "write_record",
+]

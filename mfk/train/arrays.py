@@ -1,0 +1,70 @@
+"""Named arrays on disk, written and read by orbax without a word on the terminal."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write `arrays` as the new folder `path`, beside it first and then renamed into place."""
+    with _orbax() as ocp:
+        ocp.save(path, dict(arrays))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder that `write_arrays` made."""
+    with _orbax() as ocp:
+        return dict(ocp.load(path))
+
+
+@contextmanager
+def _orbax() -> Iterator[Any]:
+    """Orbax's v1 interface, silent: it and JAX log each save, and warn of accelerators."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ocp = _import_orbax()
+        loggers = [logging.getLogger(name) for name in ("absl", "jax", "orbax", "asyncio")]
+        levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda unraisable: None
+        try:
+            yield ocp
+        except Exception:
+            # Writes that are still under way report to an event loop that is closed by now, one
+            # traceback each; they must not bury the message that matters.
+            time.sleep(1.0)
+            gc.collect()
+            raise
+        finally:
+            sys.unraisablehook = hook
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _import_orbax() -> Any:
+    """Import orbax, and with it JAX, which is told to leave accelerators alone.
+
+    It would otherwise reserve most of a GPU's memory only to write files. A JAX that is imported
+    already, or that the user has configured, stays as it is.
+    """
+    ours = "jax" not in sys.modules and "JAX_PLATFORMS" not in os.environ
+    if ours:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        import orbax.checkpoint.experimental.v1 as ocp
+    finally:
+        if ours:
+            del os.environ["JAX_PLATFORMS"]
+    return ocp

@@ -1,0 +1,142 @@
+"""A run's folder: who owns it, and the files that say how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfk.core.files import write_atomically
+from mfk.train.checkpoint import FOLDER as CHECKPOINTS
+from mfk.train.checkpoint import CheckpointError, saved
+
+HISTORY, LOGS, CONFIG, VERSIONS = "history.jsonl", "logs", "config.yaml", "versions.json"
+
+
+def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs", resume: bool = False) -> Path:
+    """The folder of a run: a new one, or with `resume` one that holds a checkpoint.
+
+    Args:
+        out: an explicit folder. None takes a fresh number, ``<root>/<name>/001``, and points the link
+            ``<root>/<name>/latest`` at it; with `resume` it takes the highest number.
+        name: of the experiment.
+        root: where numbered runs live.
+        resume: continue the run instead.
+
+    Raises:
+        FileExistsError: `out` holds a run (or is a file) and `resume` is off.
+        CheckpointError: `resume`, and there is nothing to continue.
+    """
+    parent = Path(root) / name
+    if resume:
+        if out is None:
+            numbers = _numbers(parent)
+            if not numbers:
+                raise CheckpointError(f"{parent}: holds no run to resume; start one without --resume")
+            out = parent / f"{numbers[-1]:03d}"
+        if not saved(Path(out) / CHECKPOINTS):
+            raise CheckpointError(
+                f"{out}: holds no complete checkpoint to resume from. Give the --out of a run that does, "
+                "or start without --resume."
+            )
+        return Path(out)
+    if out is not None:
+        out = Path(out)
+        refuse_run(out)
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    parent.mkdir(parents=True, exist_ok=True)
+    number = (_numbers(parent) or [0])[-1]
+    while True:
+        number += 1
+        out = parent / f"{number:03d}"
+        # mkdir decides between two runs that start together.
+        with suppress(FileExistsError):
+            out.mkdir()
+            break
+    link = parent / f".latest-{os.getpid()}"
+    # Some file systems have no links; the number is what counts.
+    with suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(out.name)
+        link.replace(parent / "latest")
+    return out
+
+
+def refuse_run(folder: Path) -> None:
+    """FileExistsError if `folder` holds a run, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: expected a folder, it is a file")
+    found = [name for name in (CONFIG, HISTORY, CHECKPOINTS) if (folder / name).exists()]
+    if found and saved(folder / CHECKPOINTS):
+        raise FileExistsError(
+            f"{folder}: already holds a run. Give --resume to continue it, or another --out."
+        )
+    if found:
+        raise FileExistsError(
+            f"{folder}: holds a run that was stopped before its first checkpoint ({', '.join(found)}). "
+            "Delete it, or give another --out."
+        )
+
+
+def write_record(run: Path, record: Mapping[str, Any], seed: int) -> None:
+    """Write config.yaml (`record`, in its order) and versions.json into the run's folder.
+
+    Raises:
+        TypeError: `record` holds something that YAML's plain types do not cover.
+    """
+    import yaml
+
+    try:
+        text = yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise TypeError(f"record: expected plain dicts, lists, strings and numbers; {error}") from error
+    write_atomically(run / CONFIG, text)
+    write_atomically(run / VERSIONS, json.dumps(versions(seed), indent=2) + "\n")
+
+
+def versions(seed: int) -> dict[str, Any]:
+    """What a run's numbers depend on beside its config."""
+    packages = {
+        "torch": "torch",
+        "numpy": "numpy",
+        "optree": "optree",
+        "orbax-checkpoint": "orbax",
+        "mfk": "mfk",
+    }
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package, short in packages.items():
+        try:
+            found[short] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[short] = "not installed as a package"
+    found["torch"] = torch.__version__
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found | {
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "gpus": devices,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }
+
+
+def _numbers(parent: Path) -> list[int]:
+    if not parent.is_dir():
+        return []
+    return sorted(int(p.name) for p in parent.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def _cpu() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,162 @@
+"""One training step of any task: micro-batches, one division, clip, guard, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from mfk.core import tree
+from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
+from mfk.optim import clip_factor, ema_update
+from mfk.train.state import Guard, TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+_OWN_METRICS = ("loss", "grad_norm", "lr", "skipped")
+
+
+def make_train_step(
+    task: Task,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    seed: int,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+    clip: float | None = None,
+    ema_decay: float | None = None,
+    device: torch.device | str = "cpu",
+) -> TrainStep:
+    """A function (state, batch) -> (state, metrics) that makes one step.
+
+    The global batch of B rows is split into `accumulate` micro-batches, row i into number
+    i mod accumulate. Their gradients, values and weights are *summed* and divided once::
+
+        g = sum_k grad(total_k) / sum_k weight_k
+
+    so that the split changes nothing but rounding, a last, short batch included. Then: clip by the
+    global norm, update at ``schedule(state.step)``, average. The carried state goes through the
+    micro-batches in order. The loss's teacher is the average, or the parameters where it is off.
+
+    A step whose loss or gradient is not finite (a weight of zero counts) leaves params, opt, ema
+    and the carried state bit by bit as they were; it is counted in ``guard`` and ``step`` moves on,
+    so that the next step draws other numbers. Nothing in a step waits for the device.
+
+    The step DONATES the TrainState that it is given: its memory is reused for the result.
+
+    Args:
+        task: the problem; see `mfk.core.Task`.
+        optimizer: ``update`` must take ``found_inf``, as `mfk.optim.adamw` does.
+        schedule: step -> learning rate.
+        seed: of every random number that ``task.draw`` makes.
+        batch_size: rows of the global batch where the task makes its own data and the batch is {}.
+        accumulate: micro-batches a step; those that would have no row are left out.
+        clip: largest global norm of the gradient; None does not clip.
+        ema_decay: decay of the average; None if the state has none.
+        device: where the loss is computed; the same as the state's.
+
+    Returns:
+        The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
+        (1 if this step was), and the task's own, divided by the weight.
+
+    Raises:
+        ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
+            or the carried state changed its structure or a shape.
+    """
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate: expected an int >= 1, got {describe(accumulate)}")
+
+    def value(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Any]:
+        total, weight, aux = task.loss(params, state, batch, teacher)
+        return total, (torch.as_tensor(weight, dtype=total.dtype, device=total.device), aux)
+
+    gradient = grad_and_value(value, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if (ema_decay is None) != (state.ema is None):
+            raise ValueError(
+                f"ema_decay: {ema_decay}, but the state holds {'no' if state.ema is None else 'an'} average; "
+                "init_state(..., ema=) must agree"
+            )
+        rows = count_rows(batch, batch_size)
+        teacher = state.params if state.ema is None else state.ema
+        carried, sums = state.state, None
+        for k in range(min(accumulate, rows)):
+            index = range(k, rows, accumulate)
+            micro = {name: x[k::accumulate] for name, x in batch.items()}
+            drawn = task.draw(seed, state.step, Rows(index, rows), carried, micro)
+            drawn = {name: x.to(device, non_blocking=True) for name, x in drawn.items()}
+            grads, (total, (weight, aux)) = gradient(state.params, carried, drawn, teacher)
+            carried = aux.state
+            sums = _add(sums, (grads, total.detach(), weight, aux.metrics))
+        assert sums is not None
+        grads, total, weight, metrics = sums
+
+        taken = set(_OWN_METRICS) & metrics.keys()
+        if taken:
+            raise ValueError(f"metrics: the task reports {sorted(taken)}, names that the step uses itself")
+
+        with torch.no_grad():
+            loss, norm = total / weight, tree.global_norm(grads) / weight
+            found_inf = 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float()
+            carried = _keep_if(found_inf, state.state, carried)
+            # One pass over the gradient: the division and the clipping together.
+            scale = (1.0 if clip is None else clip_factor(norm, clip)) / weight
+            grads = tree.unflatten(grads, list(torch._foreach_mul(tree.leaves(grads), scale)))
+            lr = schedule(state.step)
+            params, opt = optimizer.update(grads, state.opt, state.params, lr, found_inf=found_inf)
+            ema = state.ema
+            if ema_decay is not None:
+                ema = ema_update(ema, params, ema_decay, found_inf)
+            guard = _count(state.guard, found_inf)
+        reported: Metrics = dict(zip(_OWN_METRICS, (loss, norm, torch.tensor(lr), found_inf), strict=True))
+        reported |= {name: total / weight for name, total in metrics.items()}
+        return TrainState(state.step + 1, params, carried, opt, ema, guard), reported
+
+    return step
+
+
+def count_rows(batch: Batch, batch_size: int | None) -> int:
+    """Rows of the global batch: the length of its tensors, or `batch_size` for an empty batch."""
+    first = None
+    for name, x in batch.items():
+        if not isinstance(x, Tensor) or x.ndim == 0:
+            raise ValueError(f"batch: {name!r} must be a tensor with rows, got {describe(x)}")
+        first = first or (name, len(x))
+        if len(x) != first[1]:
+            raise ValueError(f"batch: {name!r} has {len(x)} rows, {first[0]!r} has {first[1]}")
+    rows = first[1] if first else batch_size
+    if rows is None or isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        where = f"batch: {first[0]!r}" if first else "batch_size"
+        raise ValueError(f"{where}: expected at least one row, got {rows!r}")
+    return rows
+
+
+def _add(sums: Any, new: Any) -> Any:
+    """Sum of two trees, out of place: a gradient may be an expanded view that cannot be added to."""
+    new = (new[0], new[1], new[2], {name: x.detach() for name, x in new[3].items()})
+    if sums is None:
+        return new
+    if sums[3].keys() != new[3].keys():
+        raise ValueError(
+            f"metrics: one micro-batch reports {sorted(sums[3])}, another {sorted(new[3])}; expected the same"
+        )
+    return tree.unflatten(sums, list(torch._foreach_add(tree.leaves(sums), tree.leaves(new))))
+
+
+def _keep_if(bad: Tensor, old: Tree, new: Tree) -> Tree:
+    def one(x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != y.shape or x.dtype != y.dtype:
+            raise ValueError(f"state: a leaf was {describe(x)}; after the step it is {describe(y)}")
+        return y if x is y else torch.where(bad > 0, x, y.detach())
+
+    return tree.map(one, old, new)
+
+
+def _count(guard: Guard, bad: Tensor) -> Guard:
+    one = bad.to(torch.int64)
+    return guard._replace(skipped=guard.skipped + one, consecutive=(guard.consecutive + one) * one)

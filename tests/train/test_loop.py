@@ -1,0 +1,348 @@
+"""fit: what it writes, and that stopping, killing and resuming change no bit of the result."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toy import make_task, validation
+
+from mfk.core import Rows, Task, tree
+from mfk.optim import warmup_cosine
+from mfk.train import (
+    CheckpointError,
+    TrainConfig,
+    TrainingDiverged,
+    find,
+    fit,
+    init_state,
+    load,
+    load_params,
+    read_history,
+    saved,
+    validation_metrics,
+)
+from mfk.train.loop import _optimizer
+
+CONFIG = TrainConfig(
+    steps=20,
+    batch_size=16,
+    accumulate=2,
+    lr=1e-2,
+    warmup_steps=3,
+    ema_decay=0.9,
+    validate_every=6,
+    log_every=4,
+    checkpoint_every=5,
+    threads=1,
+)
+
+
+def _fit(run: Path, config: TrainConfig = CONFIG, task: Task | None = None, **rest):
+    record = {"train": {"steps": config.steps}}
+    settings: dict[str, Any] = dict(run=run, record=record, validation=validation(), console=False)
+    return fit(task or make_task(), config, **(settings | rest))
+
+
+def _given(start: int, stop_at: int | None = None, signals: tuple[int, ...] = (signal.SIGINT,)):
+    """Batches from step `start` on; while the batch of step `stop_at` is made, signals come in."""
+    for step in count(start):
+        if step == stop_at:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        yield {"x": torch.linspace(-1, step % 5, 48).reshape(16, 3)}
+
+
+def _same(one, other) -> bool:
+    pairs = zip(tree.named_leaves(one), tree.named_leaves(other), strict=True)
+    return all(n == m and torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for (n, x), (m, y) in pairs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return _fit(tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_given(tmp_path_factory):
+    return _fit(tmp_path_factory.mktemp("given") / "run", batches=_given)
+
+
+def test_what_a_run_leaves(undisturbed):
+    run, state = undisturbed.run, undisturbed.state
+    assert state.step == 20 and not undisturbed.interrupted
+    assert yaml.safe_load((run / "config.yaml").read_text()) == {"train": {"steps": 20}}
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["threads"] == 1 and versions["seed"] == 0
+    assert list((run / "logs").iterdir())
+    train = [r for r in read_history(run) if "train/loss" in r]
+    val = [r for r in read_history(run) if "val/val_loss" in r]
+    assert [r["step"] for r in train] == [4, 8, 12, 16, 20]
+    assert [r["step"] for r in val] == [0, 6, 12, 18, 20]
+    schedule = warmup_cosine(1e-2, 3, 20, 1e-6)
+    assert [r["train/lr"] for r in train] == pytest.approx([schedule(r["step"] - 1) for r in train], rel=1e-6)
+    names = {"loss", "grad_norm", "lr", "skipped", "raw_error", "skipped_steps", "samples_per_second"}
+    assert {n for n in train[0] if "/" in n} == {f"train/{n}" for n in names}
+    assert all(r["train/samples_per_second"] > 0 for r in train)
+
+
+def test_checkpoints_are_the_best_the_last_and_the_final(undisturbed):
+    run = undisturbed.run
+    values = {r["step"]: r["val/val_loss"] for r in read_history(run) if "val/val_loss" in r}
+    best = min(values, key=lambda step: values[step])
+    assert (undisturbed.best_step, undisturbed.best) == (best, values[best])
+    assert find(run / "checkpoints", "best", best_metric="val_loss").step == best
+    steps = [c.step for c in saved(run / "checkpoints")]
+    assert steps[-1] == 20 and best in steps and len(steps) <= 3
+
+
+def test_the_checkpoint_is_the_state_and_validation_sees_the_average(undisturbed):
+    task, folder = make_task(), undisturbed.run / "checkpoints"
+    like = init_state(task, _optimizer(CONFIG), 3, ema=True)
+    back = load(folder, like)
+    assert _same(back, undisturbed.state)
+    params = load_params(folder, like.params)
+    assert _same(params, undisturbed.state.ema) and not _same(params, undisturbed.state.params)
+    batches, error, weight = validation(), 0.0, 0.0
+    for batch in batches:
+        totals, weights = task.evaluate(params, {}, batch)
+        error, weight = error + totals["val_loss"].item(), weight + weights["val_loss"].item()
+    assert saved(folder)[-1].metrics["val_loss"] == pytest.approx(error / weight, rel=1e-6)
+    assert validation_metrics(task, back, batches) == saved(folder)[-1].metrics
+
+
+@pytest.mark.parametrize(
+    ("number", "stop_at"), [(signal.SIGINT, 0), (signal.SIGTERM, 4), (signal.SIGTERM, 7), (signal.SIGINT, 11)]
+)
+def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, number, stop_at):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    first = _fit(
+        tmp_path / "run",
+        batches=lambda start: _given(start, stop_at, (number,)),
+        resume_hint="python x.py --resume",
+        console=True,
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert first.interrupted and first.state.step == stop_at + 1
+    assert find(tmp_path / "run" / "checkpoints").step == stop_at + 1
+    out = capsys.readouterr().out
+    assert f"stopped after step {stop_at + 1} of 20" in out and "Resume with: python x.py --resume" in out
+    second = _fit(tmp_path / "run", batches=_given, resume=True)
+    assert not second.interrupted and _same(second.state, undisturbed_given.state)
+    history, expected = read_history(tmp_path / "run"), read_history(undisturbed_given.run)
+    for record in history + expected:
+        record.pop("time")
+        record.pop("train/samples_per_second", None)
+    assert history == expected
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "run", batches=lambda start: _given(start, 7, (signal.SIGINT, signal.SIGINT)))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (
+        find(tmp_path / "run" / "checkpoints").step == 6 or find(tmp_path / "run" / "checkpoints").step == 5
+    )
+
+
+def test_a_signal_during_the_last_step(tmp_path, undisturbed_given):
+    result = _fit(tmp_path / "run", batches=lambda start: _given(start, 19))
+    assert result.interrupted and result.state.step == 20 and _same(result.state, undisturbed_given.state)
+    again = _fit(tmp_path / "run", batches=_given, resume=True)
+    assert not again.interrupted and _same(again.state, undisturbed_given.state)
+
+
+def test_outside_the_main_thread(tmp_path, undisturbed):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(_fit(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert _same(results[0].state, undisturbed.state)
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from typing import Any
+import mfk.train.checkpoint as checkpoint
+import test_loop
+
+at, run = int(sys.argv[1]), Path(sys.argv[2])
+if at == 10:
+    # Between orbax's last rename and the manifest.
+    write = checkpoint.write_atomically
+    def kill(path, text):
+        if path.parent.name == "00000010":
+            os.kill(os.getpid(), 9)
+        write(path, text)
+    checkpoint.write_atomically = kill
+batches = lambda start: test_loop._given(start, at if at != 10 else None, (9,))
+test_loop._fit(run, batches=batches, resume=(run / "checkpoints").exists())
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_bit_identical(tmp_path, undisturbed_given):
+    run = tmp_path / "run"
+    for at, left in ((8, 6), (10, 6)):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        command = [sys.executable, "-c", _KILLED, str(at), str(run)]
+        done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert find(run / "checkpoints").step == left
+    assert (run / "checkpoints" / "00000010").exists()
+    result = _fit(run, batches=_given, resume=True)
+    assert _same(result.state, undisturbed_given.state)
+    expected = read_history(undisturbed_given.run)
+    assert [r["step"] for r in read_history(run)] == [r["step"] for r in expected]
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path, undisturbed):
+    _fit(tmp_path / "run")
+    result = _fit(tmp_path / "run", resume=True)
+    assert _same(result.state, undisturbed.state)
+    with pytest.raises(ValueError, match=r"steps: 10, but the run in .* has already made 20"):
+        _fit(tmp_path / "run", replace(CONFIG, steps=10), resume=True)
+
+
+def test_folders_that_hold_a_run_or_none(tmp_path, undisturbed):
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume"):
+        _fit(undisturbed.run)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        _fit(tmp_path / "new", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        _fit(tmp_path / "file")
+    with pytest.raises(OSError, match="file"):
+        _fit(tmp_path / "file" / "run")
+
+
+def test_resuming_with_another_model(tmp_path):
+    _fit(tmp_path / "run", replace(CONFIG, steps=3))
+    with pytest.raises(CheckpointError, match=r"does not know: \['ema/"):
+        _fit(tmp_path / "run", replace(CONFIG, ema_decay=None), resume=True)
+
+
+def test_a_short_burst_is_skipped(tmp_path):
+    result = _fit(tmp_path / "run", replace(CONFIG, max_consecutive_skips=4), make_task(range(6, 9)))
+    assert result.state.step == 20
+    assert (result.state.guard.skipped.item(), result.state.opt.step.item()) == (3, 17)
+    history = read_history(tmp_path / "run")
+    assert [r["train/skipped_steps"] for r in history if "train/loss" in r] == [0, 2, 3, 3, 3]
+    assert all(bool(torch.isfinite(x).all()) for x in tree.leaves(result.state.params))
+
+
+def test_a_long_burst_stops_the_run(tmp_path):
+    config = replace(CONFIG, max_consecutive_skips=4)
+    with pytest.raises(TrainingDiverged) as caught:
+        _fit(tmp_path / "run", config, make_task(range(7, 100)))
+    message = str(caught.value)
+    good = find(tmp_path / "run" / "checkpoints")
+    assert "step 12" in message and "train/loss" in message and "last 5 steps" in message
+    assert str(good.path) in message
+    state = load(tmp_path / "run" / "checkpoints", init_state(make_task(), _optimizer(config), 0, ema=True))
+    assert bool(tree.all_finite(state.params)) and bool(tree.all_finite(state.opt))
+
+
+def test_parameters_that_overflow_are_never_saved(tmp_path):
+    """The gradient is finite and the step is not: lr is too large for fp32."""
+    config = replace(CONFIG, lr=3e38, min_lr=0.0, warmup_steps=0, weight_decay=10.0, clip=None)
+    with pytest.raises(TrainingDiverged, match=r"Last good checkpoint: .*00000000"):
+        _fit(tmp_path / "run", config)
+    assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [0]
+
+
+def test_without_validation_and_average(tmp_path, capsys):
+    config = replace(CONFIG, ema_decay=None, schedule="constant", clip=None)
+    result = _fit(tmp_path / "run", config, validation=(), console=True)
+    assert (result.best_step, result.best, result.state.ema) == (-1, math.inf, None)
+    assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [15, 20]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("step 4/20  loss ") and out[-1].startswith("step 20/20  loss ")
+
+
+def test_batches_that_end_early(tmp_path):
+    with pytest.raises(ValueError, match="batches: ended before step 3"):
+        _fit(tmp_path / "run", batches=lambda start: iter([{"x": torch.ones(16, 3)}] * 3))
+
+
+def test_a_metric_that_evaluate_lacks_is_seen_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"best_metric: expected one of .*\['val_loss'\], got 'accuracy'"):
+        _fit(tmp_path / "run", replace(CONFIG, best_metric="accuracy"))
+
+
+def test_more_threads_than_asked_for_are_given_back(tmp_path):
+    before = torch.get_num_threads()
+    _fit(tmp_path / "run", replace(CONFIG, steps=3, threads=before + 1))
+    assert torch.get_num_threads() == before
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["threads"] == before + 1
+
+
+def test_resuming_elsewhere_is_said(tmp_path, capsys):
+    _fit(tmp_path / "run", replace(CONFIG, steps=3))
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    (tmp_path / "run" / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
+    _fit(tmp_path / "run", replace(CONFIG, steps=4), resume=True, console=True)
+    assert "another torch (1.0 -> " in capsys.readouterr().out
+
+
+def test_a_failing_save_is_an_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    write = ocp.save
+
+    def full(path, tree):
+        if path.name == "00000010":
+            raise OSError(28, "No space left on device")
+        write(path, tree)
+
+    monkeypatch.setattr(ocp, "save", full)
+    with pytest.raises(OSError, match=r"00000010.*No space left"):
+        _fit(tmp_path / "run", validation=())
+    assert find(tmp_path / "run" / "checkpoints").step == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (dict(steps=0), "steps"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(log_every=0), "log_every"),
+        (dict(keep_last=True), "keep_last"),
+        (dict(threads=0), "threads"),
+        (dict(schedule="cosin"), "schedule"),
+        (dict(warmup_steps=21), "warmup_steps"),
+        (dict(min_lr=1.0), "floor"),
+        (dict(betas=(1.0, 0.9)), r"betas\[0\]"),
+    ],
+)
+def test_bad_settings_leave_no_folder(tmp_path, change, name):
+    with pytest.raises(ValueError, match=name):
+        _fit(tmp_path / "run", replace(CONFIG, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_accumulation_of_the_loop_equals_one_batch(tmp_path):
+    one = _fit(tmp_path / "one", replace(CONFIG, accumulate=1, batch_size=15))
+    four = _fit(tmp_path / "four", replace(CONFIG, accumulate=4, batch_size=15))
+    for name, p in one.state.params.items():
+        torch.testing.assert_close(p, four.state.params[name], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_of_the_draws_do_not_depend_on_the_split():
+    task = make_task()
+    whole = task.draw(0, 3, Rows.all(10), {}, {})
+    part = task.draw(0, 3, Rows(range(1, 10, 3), 10), {}, {})
+    assert torch.equal(whole["x"][1::3], part["x"])

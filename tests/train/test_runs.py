@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mfk.train import CheckpointError, Guard, TrainState, claim_run, save, write_record
+
+
+def _checkpoint(run: Path) -> None:
+    state = TrainState(1, {"w": torch.ones(1)}, {}, {}, None, Guard(torch.tensor(0), torch.tensor(0)))
+    save(run / "checkpoints", state)
+
+
+def test_numbered_folders(tmp_path):
+    root = tmp_path / "outputs"
+    assert [claim_run(None, "panda", root) for _ in range(3)] == [
+        root / "panda" / f"00{i}" for i in (1, 2, 3)
+    ]
+    assert (root / "panda" / "latest").resolve() == (root / "panda" / "003").resolve()
+    assert claim_run(None, "ur10", root) == root / "ur10" / "001"
+    (root / "panda" / "999").mkdir()
+    assert claim_run(None, "panda", root).name == "1000"
+    assert (root / "panda" / "latest").resolve().name == "1000"
+    assert not [p for p in (root / "panda").iterdir() if p.name.startswith(".")]
+
+
+def test_two_runs_that_start_together_get_two_folders(tmp_path):
+    claimed, barrier = [], threading.Barrier(8)
+
+    def claim():
+        barrier.wait()
+        claimed.append(claim_run(None, "x", tmp_path))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(claimed)) == 8
+
+
+def test_explicit_folders(tmp_path):
+    out = claim_run(tmp_path / "a" / "b", "panda")
+    assert out == tmp_path / "a" / "b" and out.is_dir()
+    (out / "notes.txt").write_text("mine")
+    assert claim_run(str(out), "panda") == out
+    (out / "config.yaml").write_text("")
+    with pytest.raises(FileExistsError, match=r"before its first checkpoint.*Delete it"):
+        claim_run(out, "panda")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        claim_run(out, "panda", resume=True)
+    _checkpoint(out)
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume") as caught:
+        claim_run(out, "panda")
+    assert str(out) in str(caught.value)
+    assert claim_run(out, "panda", resume=True) == out
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="expected a folder"):
+        claim_run(tmp_path / "file", "panda")
+
+
+def test_resuming_the_newest(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        claim_run(None, "panda", tmp_path, resume=True)
+    _checkpoint(claim_run(None, "panda", tmp_path))
+    _checkpoint(claim_run(None, "panda", tmp_path))
+    assert claim_run(None, "panda", tmp_path, resume=True) == tmp_path / "panda" / "002"
+
+
+def test_a_folder_called_latest_is_left_alone(tmp_path):
+    (tmp_path / "panda" / "latest").mkdir(parents=True)
+    assert claim_run(None, "panda", tmp_path).name == "001"
+    assert (tmp_path / "panda" / "latest").is_dir() and not (tmp_path / "panda" / "latest").is_symlink()
+
+
+def test_records(tmp_path):
+    record = {"z": 1, "a": {"lr": 1e-4, "betas": [0.9, 0.999], "name": "Ärm"}, "none": None}
+    write_record(tmp_path, record, seed=5)
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == record and text.index("z:") < text.index("a:")
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__ and versions["seed"] == 5
+    assert versions["threads"] == torch.get_num_threads()
+    assert {"python", "numpy", "optree", "orbax", "mfk", "platform", "cpu", "gpus"} <= versions.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "versions.json"]
+    with pytest.raises(TypeError, match="record"):
+        write_record(tmp_path, {"x": torch.ones(1)}, seed=0)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == record
