@@ -58,6 +58,8 @@ def forward(chain: Chain, q: Tensor) -> Tensor:
         ValueError: the last axis of `q` is not the chain's dof.
     """
     check_joints(chain, q)
+    if q.ndim == 1:
+        return forward(chain, q.unsqueeze(0)).squeeze(0)
     return _pose(_walk(chain, q, keep=False), q[..., 0])
 
 
@@ -76,6 +78,10 @@ def jacobian(chain: Chain, q: Tensor) -> Tensor:
 def pose_and_jacobian(chain: Chain, q: Tensor) -> tuple[Tensor, Tensor]:
     """`forward` and `jacobian` together, for little more than the Jacobian alone."""
     check_joints(chain, q)
+    if q.ndim == 1:
+        # The tangent of a 0-dimensional tensor times a Python number would be float64 in a float32 model.
+        pose, columns = pose_and_jacobian(chain, q.unsqueeze(0))
+        return pose.squeeze(0), columns.squeeze(0)
     walk = _walk(chain, q, keep=True)
     return _pose(walk, q[..., 0]), _columns(chain, walk, q[..., 0])
 

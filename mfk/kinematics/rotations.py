@@ -6,6 +6,8 @@ data-dependent branch, and has finite gradients at the identity and at half turn
 a removable singularity, a series takes over, and the argument of the other branch is replaced before
 it is evaluated (a NaN in the branch not taken would still reach the gradient).
 
+No 0-dimensional tensor meets a Python number: its tangent would come back in float64.
+
 A function of two arguments takes equal leading shapes, or one argument without leading axes.
 """
 
@@ -69,7 +71,8 @@ def quaternion_angle(a: Tensor, b: Tensor) -> Tensor:
     """
     _check_pair("a", a, 4, "b", b, 4)
     relative = quaternion_multiply(quaternion_conjugate(a), b)
-    return 2.0 * torch.atan2(_norm(relative[..., 1:]), relative[..., 0].abs())
+    half = torch.atan2(_norm(relative[..., 1:]), relative[..., 0].abs())
+    return half + half
 
 
 def quaternion_log(q: Tensor) -> Tensor:
@@ -117,10 +120,11 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
     """Rotation matrix [..., 3, 3] of a unit quaternion [..., 4]."""
     _check("q", q, 4)
     w, x, y, z = q.unbind(-1)
+    _, x2, y2, z2 = (q + q).unbind(-1)
     return _matrix3(
-        (1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)),
-        (2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)),
-        (2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)),
+        (1.0 - (y * y2 + z * z2), x * y2 - w * z2, x * z2 + w * y2),
+        (x * y2 + w * z2, 1.0 - (x * x2 + z * z2), y * z2 - w * x2),
+        (x * z2 - w * y2, y * z2 + w * x2, 1.0 - (x * x2 + y * y2)),
     )
 
 
@@ -132,12 +136,13 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     """
     _check_matrix("matrix", matrix, 3)
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
+    one = torch.ones_like(a)
     products = torch.stack(
         (
-            torch.stack((1.0 + a + e + i, h - f, c - g, d - b), dim=-1),
-            torch.stack((h - f, 1.0 + a - e - i, b + d, c + g), dim=-1),
-            torch.stack((c - g, b + d, 1.0 - a + e - i, f + h), dim=-1),
-            torch.stack((d - b, c + g, f + h, 1.0 - a - e + i), dim=-1),
+            torch.stack((one + a + e + i, h - f, c - g, d - b), dim=-1),
+            torch.stack((h - f, one + a - e - i, b + d, c + g), dim=-1),
+            torch.stack((c - g, b + d, one - a + e - i, f + h), dim=-1),
+            torch.stack((d - b, c + g, f + h, one - a - e + i), dim=-1),
         ),
         dim=-2,
     )

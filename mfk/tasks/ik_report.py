@@ -16,7 +16,7 @@ from mfk.core import rng
 from mfk.core.files import write_atomically
 from mfk.core.types import Model, Params, Rows
 from mfk.data import IKDataConfig, draw_ik
-from mfk.kinematics import Chain, least_squares_step
+from mfk.kinematics import Chain, forward, least_squares_step
 from mfk.tasks.ik import PoseErrors, pose_errors, solve_pose, within
 
 Solver = Callable[[Tensor, Tensor], Tensor]
@@ -98,7 +98,7 @@ def compare(
         repeats: timed calls of each solver.
     """
     drawn = draw_ik(chain, data, rng.key(seed, "held-out poses") % 2**63, 0, Rows.all(poses))
-    pose = _exact_pose(chain, drawn.q_target)
+    pose = forward(chain, drawn.q_target.double())
     results, all_errors = [], {}
     for name, solve in named.items():
         q = solve(drawn.q_reference, pose)
@@ -161,12 +161,6 @@ def _refine(chain: Chain, q: Tensor, pose: Tensor, steps: int) -> Tensor:
         for _ in range(steps):
             q = least_squares_step(chain, q, pose, DAMPING)
     return q
-
-
-def _exact_pose(chain: Chain, q: Tensor) -> Tensor:
-    from mfk.kinematics import forward
-
-    return forward(chain, q.double())
 
 
 def _time(solve: Solver, reference: Tensor, pose: Tensor) -> float:

@@ -3,7 +3,7 @@
 from mfk.train.checkpoint import CheckpointError, Saved, find, load, load_params, load_state, save, saved
 from mfk.train.log import Sink, open_sink, read_history
 from mfk.train.loop import Batches, FitResult, TrainConfig, TrainingDiverged, fit
-from mfk.train.runs import claim_run, write_record
+from mfk.train.runs import claim_run, versions, write_record
 from mfk.train.state import Guard, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
@@ -33,5 +33,6 @@ __all__ = [
     "save",
     "saved",
     "validation_metrics",
+    "versions",
     "write_record",
 ]

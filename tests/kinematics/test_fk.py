@@ -191,6 +191,16 @@ def test_transforms(chain: kin.Chain, fn: Callable[[kin.Chain, Tensor], Tensor])
     )
 
 
+@pytest.mark.parametrize("fn", TRANSFORMED)
+def test_tangents_of_a_single_float32_row_are_float32(fn: Callable[[kin.Chain, Tensor], Tensor]) -> None:
+    q = torch.full((7,), 0.2)
+    assert torch.func.jvp(lambda x: fn(kin.panda(), x), (q,), (torch.ones(7),))[1].dtype == torch.float32
+    assert (
+        torch.func.vmap(torch.func.jacfwd(lambda x: fn(kin.panda(), x)))(q.expand(3, 7)).dtype
+        == torch.float32
+    )
+
+
 def test_gradients_of_gradients() -> None:
     chain = kin.panda()
     q = random_q(chain, 2).requires_grad_()

@@ -176,6 +176,8 @@ def test_leading_shapes_and_dtypes(fn: Callable, size: tuple[int, ...], dtype: t
     rows = example(size, (6,), dtype)
     torch.testing.assert_close(fn(rows.reshape(2, 3, *size)).reshape(flat.shape), flat, rtol=0, atol=0)
     torch.testing.assert_close(torch.func.vmap(fn)(rows), flat)
+    one = example(size, (), dtype)
+    assert torch.func.jvp(fn, (one,), (one,))[1].dtype == dtype
 
 
 @pytest.mark.parametrize(("fn", "size"), UNARY)
