@@ -1,9 +1,9 @@
 """Train, resume and use a one-step inverse-kinematics network for the Franka Panda.
 
-    python experiments/panda.py                      # the default preset: minutes on two cores
-    python experiments/panda.py quick --lr 5e-4
-    python experiments/panda.py --resume             # go on with the newest run
-    python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0.1 0.5 0 1 0 0
+python experiments/panda.py                      # the default preset: minutes on two cores
+python experiments/panda.py quick --lr 5e-4
+python experiments/panda.py --resume             # go on with the newest run
+python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0.1 0.5 0 1 0 0
 """
 
 from __future__ import annotations
@@ -56,7 +56,15 @@ class Solve:
     pose: tuple[float, float, float, float, float, float, float]
     """Target of the configured frame in the robot's base frame: X Y Z in m, then the unit quaternion QW QX
     QY QZ."""
-    reference: tuple[float, float, float, float, float, float, float] = (0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785)
+    reference: tuple[float, float, float, float, float, float, float] = (
+        0.0,
+        -0.785,
+        0.0,
+        -2.356,
+        0.0,
+        1.571,
+        0.785,
+    )
     """Configuration to start from, in rad; a network trained on local references wants one near the
     solution."""
     steps: int = 1
@@ -88,7 +96,9 @@ PRESETS = {
         "the same network, a short look in under 45 seconds",
         replace(
             _DEFAULT,
-            train=replace(_DEFAULT.train, steps=250, validate_every=125, checkpoint_every=125, warmup_steps=25),
+            train=replace(
+                _DEFAULT.train, steps=250, validate_every=125, checkpoint_every=125, warmup_steps=25
+            ),
         ),
     ),
     "documented": (
@@ -165,7 +175,9 @@ def trained(settings: PandaConfig, chain: Chain, folder: Path) -> tuple[Model, P
     """The network of a run with the parameters that did best in validation, and its buffers."""
     model = ik.ik_model(chain, settings.ik.net)
     params, buffers = model.init(settings.train.seed)
-    pick = partial(train.load_params, folder / "checkpoints", step="best", best_metric=settings.train.best_metric)
+    pick = partial(
+        train.load_params, folder / "checkpoints", step="best", best_metric=settings.train.best_metric
+    )
     return model, pick(params), buffers
 
 

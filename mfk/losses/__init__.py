@@ -2,7 +2,7 @@
 
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
 from mfk.losses.sampling import sample
-from mfk.losses.times import TimeConfig, draw_times
+from mfk.losses.times import TimeConfig, draw_times, jvp_rows
 from mfk.losses.weighting import adaptive_weight, distance_weight
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "distance_weight",
     "draw_times",
     "flow_matching",
+    "jvp_rows",
     "meanflow",
     "meanflow_residual",
     "meanflow_terms",

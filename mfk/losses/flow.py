@@ -118,9 +118,7 @@ def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tup
 def _call(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
     out = u(z, r, t)
     if not isinstance(out, Tensor) or out.shape != z.shape:
-        raise ValueError(
-            f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}"
-        )
+        raise ValueError(f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}")
     return out
 
 

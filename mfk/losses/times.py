@@ -34,7 +34,7 @@ def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Te
     """Start times of all rows and end times of the rows that have one.
 
     Each row takes two draws from the distribution: r is the smaller, t the larger. The first
-    ``round(jvp_share * total)`` rows of the *global* batch are MeanFlow rows; the others are flow
+    `jvp_rows` rows of the *global* batch are MeanFlow rows; the others are flow
     matching, t = r, and have no entry in t. The number is static, so only those rows pay for a JVP.
 
     Args:
@@ -61,16 +61,19 @@ def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Te
     else:
         pair = rng.beta(key, rows, config.alpha, config.beta, (2,))
     r, t = pair.amin(1, keepdim=True), pair.amax(1, keepdim=True)
-    last = round(config.jvp_share * rows.total)
+    last = jvp_rows(config, rows.total)
     count = len(range(rows.index.start, min(rows.index.stop, last), rows.index.step))
     return r, t[:count]
 
 
+def jvp_rows(config: TimeConfig, total: int) -> int:
+    """How many of a global batch's `total` rows are MeanFlow rows."""
+    return round(config.jvp_share * total)
+
+
 def _check(config: TimeConfig) -> None:
     if config.distribution not in ("uniform", "logit_normal", "beta"):
-        raise ValueError(
-            f"distribution: expected uniform, logit_normal or beta, got {config.distribution!r}"
-        )
+        raise ValueError(f"distribution: expected uniform, logit_normal or beta, got {config.distribution!r}")
     if not 0 <= config.jvp_share <= 1:
         raise ValueError(f"jvp_share: expected a share in [0, 1], got {config.jvp_share!r}")
     for name in ("scale", "alpha", "beta"):

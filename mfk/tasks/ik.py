@@ -24,6 +24,7 @@ from mfk.losses import (
     distance_weight,
     draw_times,
     flow_matching,
+    jvp_rows,
     meanflow_terms,
     sample,
 )
@@ -115,6 +116,7 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
             "t": t,
             "pose": q.pose,
             "reference": q.q_reference,
+            "jvp_share": torch.tensor(jvp_rows(config.times, rows.total) / rows.total),
         }
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
@@ -125,9 +127,9 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
             u = ik_field(model, params, state, pose[:n])
             terms = meanflow_terms(u, z[:n], v[:n], r[:n], t)
             parts.append(terms.squared_error)
-            # Means over the MeanFlow rows, expressed as sums over all of them.
-            metrics["velocity_norm"] = terms.value.square().sum() * (rows / n)
-            metrics["meanflow_residual"] = terms.rate.square().sum() * (rows / n)
+            # So that their mean over all rows is the mean over the MeanFlow rows of the global batch.
+            metrics["velocity_norm"] = terms.value.square().sum() / batch["jvp_share"]
+            metrics["meanflow_residual"] = terms.rate.square().sum() / batch["jvp_share"]
         if n < rows:
             u = ik_field(model, params, state, pose[n:])
             parts.append(flow_matching(u, z[n:], v[n:], r[n:]))
@@ -178,7 +180,13 @@ def within(errors: PoseErrors, millimetres: float, degrees: float) -> Tensor:
 
 
 def solve_pose(
-    chain: Chain, model: Model, params: Params, buffers: Params, pose: Tensor, reference: Tensor, steps: int = 1
+    chain: Chain,
+    model: Model,
+    params: Params,
+    buffers: Params,
+    pose: Tensor,
+    reference: Tensor,
+    steps: int = 1,
 ) -> Tensor:
     """Joints for target poses by the network, clipped to the limits.
 

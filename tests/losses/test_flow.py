@@ -132,7 +132,11 @@ def two_wide(weights: torch.Tensor):
 def test_losses_agree_with_their_vmap() -> None:
     weights, z, v, r, t = problem()
     u = two_wide(weights)
-    for loss, args in ((meanflow, (z, v, r, t)), (meanflow_residual, (z, v, r, t)), (flow_matching, (z, v, r))):
+    for loss, args in (
+        (meanflow, (z, v, r, t)),
+        (meanflow_residual, (z, v, r, t)),
+        (flow_matching, (z, v, r)),
+    ):
         batched = loss(u, *args)
         assert batched.shape == (6,)
         torch.testing.assert_close(vmap(lambda *row, loss=loss: loss(u, *row))(*args), batched)
@@ -164,7 +168,9 @@ def test_rate_against_finite_differences() -> None:
     h = 1e-6
     numeric = (u(z + h * v, r + h, t) - u(z - h * v, r - h, t)) / (2 * h)
     torch.testing.assert_close(meanflow_terms(u, z, v, r, t).rate, numeric, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(meanflow_residual(u, z, v, r, t), numeric.square().sum(-1), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        meanflow_residual(u, z, v, r, t), numeric.square().sum(-1), rtol=1e-7, atol=1e-9
+    )
 
 
 def exact(z: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from mfk import kinematics, optim, train
+from mfk.core import Rows, tree
+from mfk.data import IKDataConfig, draw_ik
+from mfk.losses import TimeConfig, flow_matching, meanflow, meanflow_residual
+from mfk.tasks import ik, ik_report
+
+CHAIN = kinematics.panda()
+SMALL = ik.NetConfig(width=16, blocks=1)
+
+
+def small_task(**changes):
+    return ik.ik_task(CHAIN, ik.IKConfig(net=SMALL, **changes))
+
+
+def drawn(task, rows: Rows | None = None, step: int = 0):
+    params, state = task.init(0)
+    return params, state, task.draw(0, step, rows or Rows.all(32), state, {})
+
+
+def test_path_and_poses() -> None:
+    params, state, batch = drawn(small_task())
+    z1 = batch["z"] + (1 - batch["r"]) * batch["v"]
+    torch.testing.assert_close(z1, batch["reference"] + batch["v"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(kinematics.forward(CHAIN, z1), batch["pose"], atol=1e-5, rtol=0)
+    assert len(batch["t"]) == 16
+
+
+def test_loss_is_the_weighted_sum_of_the_two_losses() -> None:
+    task = small_task(loss=ik.LossConfig(weighting="distance", weight_c=1e-2, weight_p=0.5))
+    params, state, batch = drawn(task)
+    total, weight, aux = task.loss(params, state, batch, params)
+    model = ik.ik_model(CHAIN, SMALL)
+    n = len(batch["t"])
+    z, v, r, pose = (batch[k] for k in ("z", "v", "r", "pose"))
+    first, second = (ik.ik_field(model, params, state, pose[rows]) for rows in (slice(n), slice(n, None)))
+    squared = torch.cat(
+        (meanflow(first, z[:n], v[:n], r[:n], batch["t"]), flow_matching(second, z[n:], v[n:], r[n:]))
+    )
+    w = 1 / (((1 - r) * v).square().sum(-1) + 1e-2).sqrt()
+    torch.testing.assert_close(total, (w * squared).sum())
+    assert float(weight) == 32
+    torch.testing.assert_close(aux.metrics["raw_error"], squared.sum())
+    residual = meanflow_residual(first, z[:n], v[:n], r[:n], batch["t"])
+    torch.testing.assert_close(aux.metrics["meanflow_residual"] / 32, residual.mean())
+
+
+def test_uniform_weights_sum_the_raw_error() -> None:
+    task = small_task(loss=ik.LossConfig(weighting="uniform"))
+    params, state, batch = drawn(task)
+    total, _, aux = task.loss(params, state, batch, params)
+    torch.testing.assert_close(total, aux.metrics["raw_error"])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_rows_of_one_kind(share: float) -> None:
+    task = small_task(times=TimeConfig(jvp_share=share))
+    params, state, batch = drawn(task)
+    total, _, aux = task.loss(params, state, batch, params)
+    assert total.isfinite() and ("meanflow_residual" in aux.metrics) == (share > 0)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulation_changes_rounding_only(accumulate: int) -> None:
+    results = []
+    for parts in (1, accumulate):
+        task = small_task()
+        optimizer = optim.adamw((0.9, 0.999), 1e-3, 0.0)
+        state = train.init_state(task, optimizer, 0)
+        step = train.make_train_step(
+            task, optimizer, optim.constant(1e-3), seed=0, batch_size=64, accumulate=parts
+        )
+        state, metrics = step(state, {})
+        results.append((state.params, metrics))
+    for a, b in zip(*(tree.leaves(params) for params, _ in results), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    for name in ("loss", "raw_error", "grad_norm", "velocity_norm", "meanflow_residual"):
+        torch.testing.assert_close(results[0][1][name], results[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_training_lowers_the_error() -> None:
+    task = small_task(times=TimeConfig(jvp_share=0.25))
+    optimizer = optim.adamw((0.9, 0.999), 1e-8, 0.0)
+    state = train.init_state(task, optimizer, 0)
+    validation = ik.validation_batches(task, 0, 512)
+    before = train.validation_metrics(task, state, validation, "cpu")
+    step = train.make_train_step(task, optimizer, optim.constant(1e-3), seed=0, batch_size=256)
+    for _ in range(200):
+        state, _ = step(state, {})
+    after = train.validation_metrics(task, state, validation, "cpu")
+    assert after["position_mm"] < 0.985 * before["position_mm"]
+
+
+def test_validation_rows_do_not_depend_on_the_batch_size() -> None:
+    task = small_task()
+    whole, parts = (ik.validation_batches(task, 0, 10, size) for size in (10, 4))
+    assert [len(b["z"]) for b in parts] == [4, 4, 2]
+    torch.testing.assert_close(torch.cat([b["pose"] for b in parts]), whole[0]["pose"], atol=1e-6, rtol=0)
+
+
+def test_pose_errors_of_a_known_turn() -> None:
+    q = torch.zeros(7, dtype=torch.float64)
+    pose = kinematics.forward(CHAIN, q)
+    turned = q.clone()
+    turned[0] = math.radians(3)
+    errors = ik.pose_errors(CHAIN, turned, pose)
+    assert float(errors.rotation) == pytest.approx(math.radians(3), abs=1e-12)
+    assert float(errors.position) == pytest.approx(2 * 0.088 * math.sin(math.radians(1.5)), abs=1e-12)
+    assert bool(ik.within(errors, 5.0, 3.1)) and not bool(ik.within(errors, 5.0, 2.9))
+    assert not bool(ik.within(ik.pose_errors(CHAIN, turned * math.nan, pose), 5.0, 5.0))
+
+
+def test_solve_pose_checks_its_input() -> None:
+    model = ik.ik_model(CHAIN, SMALL)
+    params, buffers = model.init(0)
+    good = kinematics.forward(CHAIN, torch.zeros(7))
+    q = ik.solve_pose(CHAIN, model, params, buffers, good, torch.full((7,), 0.05))
+    assert q.shape == (7,) and (q.double() <= CHAIN.upper).all()
+    for value, what in ((good * math.nan, "finite"), (2 * good, "unit"), (good[:6], r"\[..., 7\]")):
+        with pytest.raises(ValueError, match=f"^pose: expected .*{what}"):
+            ik.solve_pose(CHAIN, model, params, buffers, value, torch.zeros(7))
+    with pytest.raises(ValueError, match="^q: expected the shape"):
+        ik.solve_pose(CHAIN, model, params, buffers, good, torch.zeros(6))
+
+
+def test_report_files_and_baselines(tmp_path) -> None:
+    model = ik.ik_model(CHAIN, SMALL)
+    params, buffers = model.init(0)
+    named = ik_report.solvers(CHAIN, model, params, buffers)
+    data = IKDataConfig()
+    results, errors = ik_report.compare(CHAIN, data, named, poses=1000, repeats=1)
+    found = {r.solver: r for r in results}
+    # SYSTEMS' independent figures for sigma = 0.1: 85.3 mm and 33.4 % after one step.
+    assert found["do nothing"].position_mean_mm == pytest.approx(85.3, rel=0.05)
+    assert found["1 least-squares step"].within_5mm_5deg == pytest.approx(0.334, abs=0.04)
+    assert found["network before training"].within_5mm_5deg == found["network, 1 step"].within_5mm_5deg
+    files = ik_report.write_report(tmp_path, results, errors, [(1, 0.1), (2, 0.05)], {"robot": "panda"})
+    assert sorted(f.name for f in files) == [
+        "error_by_steps.png", "error_cdf.png", "loss.png", "report.json", "report.md"
+    ]  # fmt: skip
+    assert all(f.stat().st_size > 300 for f in files)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["results"]) == len(named)
+    assert report["results"][0]["position_mean_mm"] == found["do nothing"].position_mean_mm
+
+
+def test_held_out_poses_are_the_same_for_every_network() -> None:
+    named = {"do nothing": lambda reference, pose: reference}
+    runs = [ik_report.compare(CHAIN, IKDataConfig(), named, poses=50, repeats=1)[0][0] for _ in range(2)]
+    assert runs[0].position_mean_mm == runs[1].position_mean_mm
+    training = draw_ik(CHAIN, IKDataConfig(), 0, 0, Rows.all(50))
+    doing_nothing = ik.pose_errors(CHAIN, training.q_reference, training.pose).position.mean()
+    assert float(doing_nothing) * 1e3 != pytest.approx(runs[0].position_mean_mm, rel=1e-6)
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="^network: expected"):
+        ik.ik_model(CHAIN, ik.NetConfig(network="big"))  # pyright: ignore[reportArgumentType]
+    task = small_task(loss=ik.LossConfig(weighting="none"))  # pyright: ignore[reportArgumentType]
+    params, state, batch = drawn(task)
+    with pytest.raises(ValueError, match="^weighting: expected"):
+        task.loss(params, state, batch, params)
+    with pytest.raises(ValueError, match="^batch: expected {}"):
+        task.draw(0, 0, Rows.all(4), state, {"q": torch.zeros(4, 7)})
