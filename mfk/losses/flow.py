@@ -112,7 +112,8 @@ def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tup
     def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         return _call(u, z, r, t)
 
-    return jvp(field, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))
+    value, rate = jvp(field, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))[:2]
+    return value, rate
 
 
 def _call(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:

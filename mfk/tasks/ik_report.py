@@ -172,12 +172,16 @@ def _time(solve: Solver, reference: Tensor, pose: Tensor) -> float:
 def _summary(name: str, errors: PoseErrors, microseconds: float) -> SolverResult:
     millimetres, degrees = errors.position * 1e3, torch.rad2deg(errors.rotation)
     return SolverResult(
-        name,
-        *(float(x) for x in (millimetres.mean(), millimetres.median(), millimetres.quantile(0.99))),
-        *(float(x) for x in (degrees.mean(), degrees.median(), degrees.quantile(0.99))),
-        float(within(errors, 5.0, 5.0).double().mean()),
-        float(within(errors, 1.0, 0.1).double().mean()),
-        microseconds,
+        solver=name,
+        position_mean_mm=float(millimetres.mean()),
+        position_median_mm=float(millimetres.median()),
+        position_p99_mm=float(millimetres.quantile(0.99)),
+        rotation_mean_deg=float(degrees.mean()),
+        rotation_median_deg=float(degrees.median()),
+        rotation_p99_deg=float(degrees.quantile(0.99)),
+        within_5mm_5deg=float(within(errors, 5.0, 5.0).double().mean()),
+        within_1mm_01deg=float(within(errors, 1.0, 0.1).double().mean()),
+        microseconds_per_pose=microseconds,
     )
 
 

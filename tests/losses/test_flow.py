@@ -203,17 +203,17 @@ def test_shapes_that_would_broadcast_are_refused(change: dict[str, torch.Tensor]
 
 def test_dtypes_and_fields_that_do_not_fit_are_refused() -> None:
     z, r = torch.zeros(5, 3), torch.zeros(5, 1)
-    with pytest.raises(TypeError, match="^v: expected the dtype of z"):
+    with pytest.raises(TypeError, match=r"^v: expected the dtype of z"):
         meanflow(exact, z, z.double(), r, r)
-    with pytest.raises(TypeError, match="^z: expected a floating-point tensor"):
+    with pytest.raises(TypeError, match=r"^z: expected a floating-point tensor"):
         flow_matching(exact, z.long(), z, r)
-    with pytest.raises(TypeError, match="^r: expected a floating-point tensor"):
+    with pytest.raises(TypeError, match=r"^r: expected a floating-point tensor"):
         flow_matching(exact, z, z, 0.5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="^u: expected the field to return"):
+    with pytest.raises(ValueError, match=r"^u: expected the field to return"):
         flow_matching(lambda z, r, t: z[..., :1], z, z, r)
-    with pytest.raises(ValueError, match="^u: expected the field to return"):
+    with pytest.raises(ValueError, match=r"^u: expected the field to return"):
         meanflow(lambda z, r, t: z.sum(), z, z, r, r)
-    with pytest.raises(ValueError, match="^steps: expected"):
+    with pytest.raises(ValueError, match=r"^steps: expected"):
         sample(exact, z, 0)
-    with pytest.raises(ValueError, match="^u: expected the field to return"):
+    with pytest.raises(ValueError, match=r"^u: expected the field to return"):
         sample(lambda z, r, t: z[0], z)

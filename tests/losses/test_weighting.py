@@ -32,7 +32,7 @@ def test_bad_constants(c: float, p: float, name: str) -> None:
 
 
 def test_bad_error() -> None:
-    with pytest.raises(TypeError, match="^squared_error: expected"):
+    with pytest.raises(TypeError, match=r"^squared_error: expected"):
         adaptive_weight(torch.ones(2, dtype=torch.int64))
-    with pytest.raises(TypeError, match="^squared_distance: expected"):
+    with pytest.raises(TypeError, match=r"^squared_distance: expected"):
         distance_weight(1.0)  # pyright: ignore[reportArgumentType]

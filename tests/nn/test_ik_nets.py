@@ -94,7 +94,9 @@ def test_second_order_beats_first_order() -> None:
 
 def nets() -> list[tuple[torch.nn.Module, int]]:
     torch.manual_seed(0)
-    found = [(MeanFlowNet(7, width=16, blocks=1, condition=8, frequencies=4), 7)]
+    found: list[tuple[torch.nn.Module, int]] = [
+        (MeanFlowNet(7, width=16, blocks=1, condition=8, frequencies=4), 7)
+    ]
     found.append((KinematicNet(kinematics.panda(), width=16, blocks=1), 7))
     found.append((KinematicNet(kinematics.ur10(), width=16, blocks=1), 6))
     for net, _ in found:
@@ -132,9 +134,9 @@ def test_wrong_shapes_name_the_input(net: torch.nn.Module, dof: int, wrong: int)
 
 
 def test_bad_sizes() -> None:
-    with pytest.raises(ValueError, match="^dof: expected"):
+    with pytest.raises(ValueError, match=r"^dof: expected"):
         MeanFlowNet(0)
-    with pytest.raises(ValueError, match="^blocks: expected"):
+    with pytest.raises(ValueError, match=r"^blocks: expected"):
         KinematicNet(kinematics.panda(), blocks=0)
-    with pytest.raises(ValueError, match="^damping: expected"):
+    with pytest.raises(ValueError, match=r"^damping: expected"):
         KinematicNet(kinematics.panda(), damping=0.0)

@@ -26,7 +26,7 @@ def drawn(task, rows: Rows | None = None, step: int = 0):
 
 
 def test_path_and_poses() -> None:
-    params, state, batch = drawn(small_task())
+    _, _, batch = drawn(small_task())
     z1 = batch["z"] + (1 - batch["r"]) * batch["v"]
     torch.testing.assert_close(z1, batch["reference"] + batch["v"], atol=1e-6, rtol=0)
     torch.testing.assert_close(kinematics.forward(CHAIN, z1), batch["pose"], atol=1e-5, rtol=0)
@@ -126,7 +126,7 @@ def test_solve_pose_checks_its_input() -> None:
     for value, what in ((good * math.nan, "finite"), (2 * good, "unit"), (good[:6], r"\[..., 7\]")):
         with pytest.raises(ValueError, match=f"^pose: expected .*{what}"):
             ik.solve_pose(CHAIN, model, params, buffers, value, torch.zeros(7))
-    with pytest.raises(ValueError, match="^q: expected the shape"):
+    with pytest.raises(ValueError, match=r"^q: expected the shape"):
         ik.solve_pose(CHAIN, model, params, buffers, good, torch.zeros(6))
 
 
@@ -161,11 +161,11 @@ def test_held_out_poses_are_the_same_for_every_network() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="^network: expected"):
+    with pytest.raises(ValueError, match=r"^network: expected"):
         ik.ik_model(CHAIN, ik.NetConfig(network="big"))  # pyright: ignore[reportArgumentType]
     task = small_task(loss=ik.LossConfig(weighting="none"))  # pyright: ignore[reportArgumentType]
     params, state, batch = drawn(task)
-    with pytest.raises(ValueError, match="^weighting: expected"):
+    with pytest.raises(ValueError, match=r"^weighting: expected"):
         task.loss(params, state, batch, params)
-    with pytest.raises(ValueError, match="^batch: expected {}"):
+    with pytest.raises(ValueError, match=r"^batch: expected \{\}"):
         task.draw(0, 0, Rows.all(4), state, {"q": torch.zeros(4, 7)})
