@@ -8,11 +8,10 @@ python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +24,7 @@ from mfk.tasks import ik, ik_report
 from mfk.train import TrainConfig
 
 NAME = "panda"
+Seven = tuple[float, float, float, float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Solve:
 
     checkpoint: str
     """Folder of a run, such as outputs/panda/latest."""
-    pose: tuple[float, float, float, float, float, float, float]
+    pose: Seven
     """Target of the configured frame in the robot's base frame: X Y Z in m, then the unit quaternion QW QX
     QY QZ."""
     reference: tuple[float, float, float, float, float, float, float] = (
@@ -86,7 +86,7 @@ _DOCUMENTED = PandaConfig(
 )  # fmt: skip
 _DEFAULT = PandaConfig(
     train=TrainConfig(
-        steps=3_000, batch_size=1_024, lr=2e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+        steps=1_500, batch_size=2_048, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
         validate_every=500, checkpoint_every=500, best_metric="position_mm",
     )
 )  # fmt: skip
@@ -111,6 +111,9 @@ PRESETS = {
 def run(settings: PandaConfig) -> None:
     """Train as configured, then report on held-out poses."""
     started = time.perf_counter()
+    for name in ("validation_poses", "report_poses"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(settings, name)}")
     chain = panda(settings.frame)
     task = ik.ik_task(chain, settings.ik)
     if settings.dry_run:
@@ -118,6 +121,7 @@ def run(settings: PandaConfig) -> None:
         print(config.to_yaml(settings), end="")
         print(f"# {chain}\n# {tree.size(params):,} parameters")
         return
+    validation = ik.validation_batches(task, settings.train.seed, settings.validation_poses)
     folder = train.claim_run(settings.out, NAME, resume=settings.resume is not None)
     print(f"run: {folder}")
     record = config.to_dict(replace(settings, out=None, resume=None))
@@ -126,7 +130,7 @@ def run(settings: PandaConfig) -> None:
         settings.train,
         run=folder,
         record=record,
-        validation=ik.validation_batches(task, settings.train.seed, settings.validation_poses),
+        validation=validation,
         resume=settings.resume is not None,
         resume_hint=f"python experiments/panda.py --resume {folder}",
         roots=ik.ROOTS,
@@ -171,14 +175,14 @@ def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) ->
     print("wrote " + ", ".join(str(file) for file in files))
 
 
-def trained(settings: PandaConfig, chain: Chain, folder: Path) -> tuple[Model, Params, Params]:
-    """The network of a run with the parameters that did best in validation, and its buffers."""
+def trained(
+    settings: PandaConfig, chain: Chain, folder: Path, step: Literal["best", "latest"] = "best"
+) -> tuple[Model, Params, Params]:
+    """The network of a run, its averaged parameters and its buffers."""
     model = ik.ik_model(chain, settings.ik.net)
     params, buffers = model.init(settings.train.seed)
-    pick = partial(
-        train.load_params, folder / "checkpoints", step="best", best_metric=settings.train.best_metric
-    )
-    return model, pick(params), buffers
+    best = settings.train.best_metric
+    return model, train.load_params(folder, params, step, best_metric=best), buffers
 
 
 def solve(command: Solve) -> None:
@@ -217,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    cli.main(main, train.TrainingDiverged)

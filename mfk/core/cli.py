@@ -41,15 +41,8 @@ ALIASES = {
 }
 """Other spellings of a flag; each holds wherever there is a field of the right-hand name."""
 
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
-"""What a user's mistake raises: `main` shows these as one message, without a traceback."""
+USER_ERRORS = (ValueError, OSError)
+"""What a user's mistake, or a full disk, raises: `main` shows these as one message, without a traceback."""
 
 
 @overload
@@ -129,16 +122,21 @@ def parse(
         _fail(error)
 
 
-def main(fn: Callable[[], object]) -> None:
+def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """Run a program; a user's mistake ends it with "error: ..." on stderr and exit code 2.
 
     Args:
-        fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback.
+        fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback, and Ctrl-C
+            ends it with exit code 130.
+        more: further exceptions to show like `USER_ERRORS`.
     """
     try:
         fn()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, *more) as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -26,7 +26,7 @@ class TimeConfig:
     """beta: first parameter."""
     beta: float = 5.0
     """beta: second parameter; the seed document's pair is (2, 5)."""
-    jvp_share: float = 0.5
+    jvp_share: float = 0.25
     """Share of the global batch with t > r, in [0, 1]: the rows that pay for a forward derivative."""
 
 

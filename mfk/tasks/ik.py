@@ -42,7 +42,7 @@ class NetConfig:
     """kinematic: width of the residual stream."""
     blocks: int = 2
     """kinematic: residual blocks."""
-    damping: float = 0.055
+    damping: float = 0.07
     """kinematic: damping of the pseudo-inverse, in m and rad."""
 
 

@@ -143,6 +143,9 @@ def fit(
                 raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
         else:
             runs.refuse_run(run)
+            if best_metric is not None:
+                # Before anything is written; the first batch names all metrics.
+                _check_metric(best_metric, validation_metrics(task, state, validation[:1], device))
         run.mkdir(parents=True, exist_ok=True)
         changed = _changed_versions(run, config.seed) if resume else {}
         runs.write_record(run, record, config.seed)
@@ -167,13 +170,10 @@ def fit(
             values = validation_metrics(task, state, validation, device)
             if not values:
                 return state, {}
-            if best_metric not in values:
-                raise ValueError(
-                    f"best_metric: expected one of task.evaluate's {sorted(values)}, got {best_metric!r}"
-                )
             sink.log(state.step, {f"val/{name}": value for name, value in values.items()})
-            if values[best_metric] < state.guard.best:
-                guard = state.guard._replace(best=values[best_metric], best_step=state.step)
+            score = values[config.best_metric]
+            if score < state.guard.best:
+                guard = state.guard._replace(best=score, best_step=state.step)
                 state = state._replace(guard=guard)
             return state, values
 
@@ -239,6 +239,11 @@ def _check(config: TrainConfig) -> None:
         _check_count("threads", config.threads)
     if config.schedule not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule: expected cosine, linear or constant, got {config.schedule!r}")
+
+
+def _check_metric(name: str, values: Mapping[str, float]) -> None:
+    if name not in values:
+        raise ValueError(f"best_metric: expected one of task.evaluate's {sorted(values)}, got {name!r}")
 
 
 def _check_count(name: str, value: Any) -> None:

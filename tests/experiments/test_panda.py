@@ -1,0 +1,246 @@
+"""The experiment as a user runs it: its files, its resume, its answers, its errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from mfk import kinematics
+from mfk.core import cli, config
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "panda.py"
+TINY = [
+    "--width", "16", "--blocks", "1", "--batch-size", "64", "--warmup-steps", "2", "--log-every", "4",
+    "--validate-every", "8", "--checkpoint-every", "8", "--validation-poses", "64", "--report-poses", "200",
+    "--threads", "1",
+]  # fmt: skip
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("panda_experiment", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+PANDA = load()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["panda.py", *words])
+    cli.main(PANDA.main, PANDA.train.TrainingDiverged)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a run that must end with exit code 2 and one screen of text."""
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, *words)
+    out, err = capfd.readouterr()
+    assert caught.value.code == 2
+    assert "Traceback" not in out + err and len((out + err).splitlines()) < 25
+    return " ".join((out + err).split())
+
+
+def final_params(folder: Path) -> dict[str, torch.Tensor]:
+    settings = config.load_yaml(PANDA.PandaConfig, folder / "config.yaml")
+    _, params, _ = PANDA.trained(settings, kinematics.panda(settings.frame), folder, "latest")
+    return params
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("panda") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, *TINY, "--steps", "16", "--out", str(folder))
+    return folder
+
+
+def test_a_run_leaves_everything(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "checkpoints", "logs", "config.yaml", "versions.json", "history.jsonl", "report.json", "report.md",
+        "error_cdf.png", "loss.png", "error_by_steps.png",
+    }  # fmt: skip
+    history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    seen = set().union(*history)
+    assert seen >= {
+        "train/loss", "train/meanflow_residual", "train/velocity_norm", "train/grad_norm", "train/lr",
+        "train/raw_error", "train/samples_per_second", "val/val_loss",
+    }  # fmt: skip
+    report = json.loads((finished / "report.json").read_text())
+    assert [row["solver"] for row in report["results"]][:4] == [
+        "do nothing", "1 least-squares step", "2 least-squares steps", "3 least-squares steps"
+    ]  # fmt: skip
+    assert {"torch", "cpu", "threads", "seed"} <= report["facts"].keys()
+    events = list((finished / "logs").glob("events.out.tfevents.*"))
+    assert len(events) == 1 and events[0].stat().st_size > 500
+    settings = config.load_yaml(PANDA.PandaConfig, finished / "config.yaml")
+    assert settings.train.steps == 16 and settings.out is None and settings.resume is None
+
+
+def test_resumed_run_is_bit_identical(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C at a step in a real process, then the command that it prints."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-u", str(SCRIPT), *TINY, "--steps", "16", "--out", str(folder)]
+    # Many log lines slow the process down; a signal lands before the sixteenth step nevertheless or after it.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "00000000" / "manifest.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    found = re.search(r"Resume with: python experiments/panda.py (--resume .*)", printed)
+    assert found, printed
+    run(monkeypatch, *found.group(1).split())
+    capfd.readouterr()
+    undisturbed, resumed = final_params(finished), final_params(folder)
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def test_solve_answers_with_joints_and_error(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pose = "0.4 -0.1 0.5 0 1 0 0"
+    run(monkeypatch, "solve", "--checkpoint", str(finished), "--pose", *pose.split())
+    printed = capfd.readouterr().out
+    q = torch.tensor([float(x) for x in re.findall(r"panda_joint\d: ([-+.\d]+) rad", printed)]).double()
+    assert len(q) == 7
+    got = kinematics.forward(kinematics.panda(), q)
+    target = torch.tensor([float(x) for x in pose.split()], dtype=torch.float64)
+    error = kinematics.pose_error(got, target)
+    stated = [float(x) for x in re.findall(r"error ([.\d]+)", printed)]
+    # The joints are printed to 1e-6 rad.
+    assert stated[0] == pytest.approx(float(error[:3].norm()) * 1e3, abs=3e-3)
+    assert stated[1] == pytest.approx(math.degrees(float(error[3:].norm())), abs=1e-3)
+
+
+def test_presets_and_dry_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "documented", "--dry-run")
+    printed = capfd.readouterr().out
+    assert "17,889,543 parameters" in printed and "lr: 0.0001" in printed
+    run(monkeypatch, "quick", "--lr", "1e-4", "--dry-run")
+    assert "lr: 0.0001" in capfd.readouterr().out
+    quick, documented = PANDA.PRESETS["quick"][1], PANDA.PRESETS["documented"][1]
+    assert quick.ik == PANDA.PRESETS["default"][1].ik
+    assert (documented.ik.loss.weight_c, documented.ik.loss.weight_p) == (1e-4, 0.5)
+
+
+def test_existing_out(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+    message = fails(monkeypatch, capfd, *TINY, "--steps", "16", "--out", str(finished))
+    assert str(finished) in message and "already holds a run" in message and "--resume" in message
+    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+
+
+def test_missing_and_damaged_checkpoints(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pose = ["--pose", "0.4", "0", "0.5", "0", "1", "0", "0"]
+    nowhere = tmp_path / "nowhere"
+    assert str(nowhere) in fails(monkeypatch, capfd, "solve", "--checkpoint", str(nowhere), *pose)
+    assert str(nowhere) in fails(monkeypatch, capfd, "--resume", str(nowhere))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    assert "holds no complete checkpoint" in fails(monkeypatch, capfd, "--resume", str(empty))
+
+
+@pytest.mark.parametrize(
+    ("pose", "what"),
+    [
+        ("0.4 0 0.5 0 2 0 0", "unit quaternions"),
+        ("0.4 0 nan 0 1 0 0", "finite"),
+        ("0.4 0 0.5 0 1 0", "pose"),
+    ],
+)
+def test_bad_poses(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], pose: str, what: str
+) -> None:
+    message = fails(monkeypatch, capfd, "solve", "--checkpoint", str(finished), "--pose", *pose.split())
+    assert what in message and "pose" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("train:\n  learning_rate: 1e-4\n", "train: unknown key 'learning_rate'"),
+        ("train:\n  lr: fast\n", "train.lr"),
+        ("", "empty"),
+        ("frame: panda_hand\nframe: panda_link8\n", "frame"),
+    ],
+)
+def test_bad_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str, what: str
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    message = fails(monkeypatch, capfd, "--config", str(file), "--dry-run")
+    assert what in message and "settings.yaml" in message
+
+
+def test_bad_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    for words, what in (
+        (["--steps", "0"], "steps"),
+        (["--frame", "panda_foot"], "panda_foot"),
+        (["--sigma", "-1"], "sigma"),
+        (["--jvp-share", "2"], "jvp_share"),
+        (["--best-metric", "joy"], "joy"),
+        (["--validation-poses", "0"], "validation_poses"),
+        (["--report-poses", "0"], "report_poses"),
+    ):
+        message = fails(monkeypatch, capfd, *TINY, "--steps", "16", *words, *out)
+        assert what in message
+        assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_divergence_ends_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        *TINY,
+        "--steps",
+        "400",
+        "--schedule",
+        "constant",
+        "--lr",
+        "1e30",
+        "--max-consecutive-skips",
+        "3",
+    ]
+    message = fails(monkeypatch, capfd, *words, "--out", str(tmp_path / "run"))
+    assert "step" in message and "not finite" in message and "checkpoint" in message
+
+
+def test_numbered_runs_and_latest(tmp_path: Path) -> None:
+    for number in ("001", "002"):
+        subprocess.run(
+            [sys.executable, str(SCRIPT), *TINY, "--steps", "2"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONWARNINGS": "error:::mfk"},
+            check=True,
+            capture_output=True,
+        )
+        assert (tmp_path / "outputs/panda/latest").resolve().name == number
