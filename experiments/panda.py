@@ -86,7 +86,7 @@ _DOCUMENTED = PandaConfig(
 )  # fmt: skip
 _DEFAULT = PandaConfig(
     train=TrainConfig(
-        steps=1_500, batch_size=2_048, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+        steps=1_500, batch_size=1_024, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
         validate_every=500, checkpoint_every=500, best_metric="position_mm",
     )
 )  # fmt: skip
@@ -97,7 +97,12 @@ PRESETS = {
         replace(
             _DEFAULT,
             train=replace(
-                _DEFAULT.train, steps=250, validate_every=125, checkpoint_every=125, warmup_steps=25
+                _DEFAULT.train,
+                steps=250,
+                warmup_steps=25,
+                ema_decay=0.98,
+                validate_every=50,
+                checkpoint_every=250,
             ),
         ),
     ),
@@ -143,6 +148,7 @@ def run(settings: PandaConfig) -> None:
 
 def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) -> None:
     """Compare the run's best network with the baselines, and leave the report in its folder."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -154,7 +160,12 @@ def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) ->
         poses=settings.report_poses,
     )
     history = train.read_history(folder)
-    losses = [(r["step"], r["train/raw_error"]) for r in history if "train/raw_error" in r]
+    curves = ik_report.Curves(
+        *(
+            [(record["step"], record[name]) for record in history if name in record]
+            for name in ("train/raw_error", "val/position_mm")
+        )
+    )
     facts = {
         "robot": repr(chain),
         "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
@@ -163,15 +174,20 @@ def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) ->
         "training": f"{settings.train.steps} steps of {settings.train.batch_size} rows, {seconds:.0f} s",
         **train.versions(settings.train.seed),
     }
-    files = ik_report.write_report(folder, results, errors, losses, facts)
+    files = ik_report.write_report(folder, results, errors, curves, facts)
     titles, rows = ik_report.table(results)
-    shown = Table(title=f"{settings.report_poses} held-out poses of {chain.name}, {chain.tip}")
+    shown = Table(
+        title=f"{settings.report_poses} held-out poses of {chain.name}, {chain.tip}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for i, title in enumerate(titles):
-        shown.add_column(title, justify="right" if i else "left", no_wrap=True)
+        two_lines = title.replace(", ", "\n") if "," in title else title.replace(" ", "\n")
+        shown.add_column(two_lines, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
-    console = Console()
-    (console if console.width >= 125 else Console(width=125)).print(shown)
+    # Cut columns would hide figures; a narrow terminal wraps the lines instead.
+    Console(width=max(Console().width, 105)).print(shown)
     print("wrote " + ", ".join(str(file) for file in files))
 
 

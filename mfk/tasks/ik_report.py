@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,13 @@ class SolverResult:
     within_5mm_5deg: float
     within_1mm_01deg: float
     microseconds_per_pose: float
+
+
+class Curves(NamedTuple):
+    """The course of a training, as (step, value) pairs."""
+
+    loss: list[tuple[int, float]]  # unweighted squared error of the training rows, rad^2
+    validation: list[tuple[int, float]]  # mean position error of one network step, mm
 
 
 def solvers(chain: Chain, model: Model, params: Params, buffers: Params) -> dict[str, Solver]:
@@ -113,7 +120,7 @@ def write_report(
     folder: Path,
     results: Sequence[SolverResult],
     errors: Mapping[str, PoseErrors],
-    losses: Sequence[tuple[int, float]],
+    curves: Curves,
     facts: Mapping[str, Any],
 ) -> list[Path]:
     """Write report.json, report.md and the plots error_cdf.png, loss.png and error_by_steps.png.
@@ -122,7 +129,7 @@ def write_report(
         folder: the run's folder.
         results: as from `compare`.
         errors: as from `compare`.
-        losses: (step, raw squared error in rad^2) of the training.
+        curves: the course of the training.
         facts: what else the report states: robot, seed, times, versions.
 
     Returns:
@@ -132,28 +139,28 @@ def write_report(
     written = [folder / "report.json", folder / "report.md"]
     write_atomically(written[0], json.dumps(report, indent=2) + "\n")
     write_atomically(written[1], _markdown(results, facts))
-    return [*written, *_plots(folder, results, errors, losses)]
+    return [*written, *_plots(folder, results, errors, curves)]
 
 
 def table(results: Sequence[SolverResult]) -> tuple[list[str], list[list[str]]]:
     """Column titles and formatted rows."""
     titles = [
         "solver", "mean mm", "median mm", "p99 mm", "mean deg", "median deg", "p99 deg",
-        "5 mm & 5 deg", "1 mm & 0.1 deg", "us/pose",
+        "5 mm, 5 deg", "1 mm, 0.1 deg", "us/pose",
     ]  # fmt: skip
-    rows = [
-        [
-            r.solver,
-            *(f"{x:.3f}" for x in (r.position_mean_mm, r.position_median_mm)),
-            f"{r.position_p99_mm:.2f}",
-            *(f"{x:.3f}" for x in (r.rotation_mean_deg, r.rotation_median_deg)),
-            f"{r.rotation_p99_deg:.2f}",
-            *(f"{100 * x:.2f} %" for x in (r.within_5mm_5deg, r.within_1mm_01deg)),
-            f"{r.microseconds_per_pose:.2f}",
-        ]
-        for r in results
-    ]
+    rows = []
+    for r in results:
+        errors = (
+            r.position_mean_mm, r.position_median_mm, r.position_p99_mm,
+            r.rotation_mean_deg, r.rotation_median_deg, r.rotation_p99_deg,
+        )  # fmt: skip
+        shares = (f"{100 * x:.2f} %" for x in (r.within_5mm_5deg, r.within_1mm_01deg))
+        rows.append([r.solver, *map(_figure, errors), *shares, _figure(r.microseconds_per_pose)])
     return titles, rows
+
+
+def _figure(x: float) -> str:
+    return f"{x:.3f}" if x < 10 else f"{x:.2f}" if x < 100 else f"{x:.0f}"
 
 
 def _refine(chain: Chain, q: Tensor, pose: Tensor, steps: int) -> Tensor:
@@ -208,7 +215,7 @@ def _plots(
     folder: Path,
     results: Sequence[SolverResult],
     errors: Mapping[str, PoseErrors],
-    losses: Sequence[tuple[int, float]],
+    curves: Curves,
 ) -> list[Path]:
     # The object interface needs no display and leaves matplotlib's global state alone.
     from matplotlib.figure import Figure
@@ -219,7 +226,7 @@ def _plots(
         written.append(folder / name)
         figure.savefig(written[-1], dpi=130)
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     shown = [name for name in errors if name not in ("network, 2 steps", "network, 4 steps")]
     for name in shown:
@@ -234,18 +241,21 @@ def _plots(
         axes.set_xlabel(unit)
         axes.grid(alpha=0.3)
     left.set_ylabel("share of held-out poses")
-    left.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     save(figure, "error_cdf.png")
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    if losses:
-        steps, values = zip(*losses, strict=True)
-        axes.plot(steps, values, linewidth=1.2)
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel("squared error [rad²], unweighted")
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, curve, label in zip(
+        figure.subplots(1, 2),
+        curves,
+        # The spread of solutions along a redundant arm's null space is a floor that no network lowers.
+        ("training: squared error [rad²], unweighted", "validation: position error of one step [mm]"),
+        strict=True,
+    ):
+        axes.plot([step for step, _ in curve], [value for _, value in curve], ".-", linewidth=1.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
     save(figure, "loss.png")
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -261,6 +271,7 @@ def _plots(
         median = [max(result.position_median_mm, 1e-6) for result in points.values()]
         axes.plot(list(points), median, "o-", label=label, linewidth=1.4)
     axes.set_yscale("log")
+    axes.set_xticks(range(5))
     axes.set_xlabel("steps")
     axes.set_ylabel("median position error [mm]")
     axes.grid(alpha=0.3)

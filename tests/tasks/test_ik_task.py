@@ -141,7 +141,9 @@ def test_report_files_and_baselines(tmp_path) -> None:
     assert found["do nothing"].position_mean_mm == pytest.approx(85.3, rel=0.05)
     assert found["1 least-squares step"].within_5mm_5deg == pytest.approx(0.334, abs=0.04)
     assert found["network before training"].within_5mm_5deg == found["network, 1 step"].within_5mm_5deg
-    files = ik_report.write_report(tmp_path, results, errors, [(1, 0.1), (2, 0.05)], {"robot": "panda"})
+    files = ik_report.write_report(
+        tmp_path, results, errors, ik_report.Curves([(1, 0.1), (2, 0.05)], []), {"robot": "panda"}
+    )
     assert sorted(f.name for f in files) == [
         "error_by_steps.png", "error_cdf.png", "loss.png", "report.json", "report.md"
     ]  # fmt: skip
