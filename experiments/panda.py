@@ -86,8 +86,8 @@ _DOCUMENTED = PandaConfig(
 )  # fmt: skip
 _DEFAULT = PandaConfig(
     train=TrainConfig(
-        steps=1_500, batch_size=1_024, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
-        validate_every=500, checkpoint_every=500, best_metric="position_mm",
+        steps=2_000, batch_size=1_024, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+        ema_decay=0.998, validate_every=100, checkpoint_every=500, best_metric="position_mm",
     )
 )  # fmt: skip
 PRESETS = {
@@ -107,7 +107,7 @@ PRESETS = {
         ),
     ),
     "documented": (
-        "the seed document's 17.9M network and settings, with the sound MeanFlow identity; wants a GPU",
+        "the original document's 17.9M network and settings, with the sound identity; days on a CPU",
         _DOCUMENTED,
     ),
 }

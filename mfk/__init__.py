@@ -4,10 +4,10 @@ Models are stateless functions over parameter trees (`mfk.stateless`), losses ar
 field u(z, r, t) (`mfk.losses`), and one small train step runs any problem (`mfk.train`).
 """
 
-from mfk import core, data, kinematics, losses, nn, optim
+from mfk import core, data, kinematics, losses, nn, optim, tasks, train
 from mfk.core import stateless
 from mfk.losses import sample
 
 __version__ = "0.1.0"
 
-__all__ = ["core", "data", "kinematics", "losses", "nn", "optim", "sample", "stateless"]
+__all__ = ["core", "data", "kinematics", "losses", "nn", "optim", "sample", "stateless", "tasks", "train"]
