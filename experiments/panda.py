@@ -18,9 +18,9 @@ import torch
 from mfk import train
 from mfk.core import cli, config, tree
 from mfk.core.types import Model, Params
-from mfk.kinematics import Chain, least_squares_step, panda
+from mfk.kinematics import Chain, panda
 from mfk.losses import TimeConfig
-from mfk.tasks import ik, ik_report
+from mfk.tasks import ik, ik_compare, ik_report
 from mfk.train import TrainConfig
 
 NAME = "panda"
@@ -148,15 +148,11 @@ def run(settings: PandaConfig) -> None:
 
 def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) -> None:
     """Compare the run's best network with the baselines, and leave the report in its folder."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     model, params, buffers = trained(settings, chain, folder)
-    results, errors = ik_report.compare(
+    results, errors = ik_compare.compare(
         chain,
         settings.ik.data,
-        ik_report.solvers(chain, model, params, buffers),
+        ik_compare.solvers(chain, model, params, buffers),
         poses=settings.report_poses,
     )
     history = train.read_history(folder)
@@ -175,19 +171,7 @@ def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) ->
         **train.versions(settings.train.seed),
     }
     files = ik_report.write_report(folder, results, errors, curves, facts)
-    titles, rows = ik_report.table(results)
-    shown = Table(
-        title=f"{settings.report_poses} held-out poses of {chain.name}, {chain.tip}",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for i, title in enumerate(titles):
-        two_lines = title.replace(", ", "\n") if "," in title else title.replace(" ", "\n")
-        shown.add_column(two_lines, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    # Cut columns would hide figures; a narrow terminal wraps the lines instead.
-    Console(width=max(Console().width, 105)).print(shown)
+    ik_report.print_table(results, f"{settings.report_poses} held-out poses of {chain.name}, {chain.tip}")
     print("wrote " + ", ".join(str(file) for file in files))
 
 
@@ -211,9 +195,7 @@ def solve(command: Solve) -> None:
     model, params, buffers = trained(settings, chain, folder)
     pose = torch.tensor(command.pose, dtype=torch.float64)
     q = ik.solve_pose(chain, model, params, buffers, pose, torch.tensor(command.reference), command.steps)
-    q = q.double()
-    for _ in range(command.refine):
-        q = least_squares_step(chain, q, pose, ik_report.DAMPING)
+    q = ik.refine(chain, q, pose, command.refine)
     errors = ik.pose_errors(chain, q, pose)
     for name, angle in zip(chain.joint_names, q.tolist(), strict=True):
         print(f"{name}: {angle:+.6f} rad")

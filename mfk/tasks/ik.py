@@ -17,7 +17,7 @@ from torch import Tensor
 from mfk.core import rng, stateless
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
 from mfk.data import IKDataConfig, draw_ik
-from mfk.kinematics import Chain, check_pose, clip_to_limits, forward, pose_error
+from mfk.kinematics import Chain, check_pose, clip_to_limits, forward, least_squares_step, pose_error
 from mfk.losses import (
     TimeConfig,
     adaptive_weight,
@@ -75,6 +75,9 @@ class PoseErrors(NamedTuple):
     position: Tensor  # [...], float64, m
     rotation: Tensor  # [...], float64, rad
 
+
+DAMPING = 1e-2
+"""Of the least-squares steps in `refine`, in m and rad: the usual lambda^2 = 1e-4."""
 
 ROOTS = ("meanflow_residual", "velocity_norm")
 """Metrics that the loss reports as squares, to be logged as their root mean squares."""
@@ -209,6 +212,18 @@ def solve_pose(
     u = ik_field(model, params, buffers, pose.float())
     with torch.no_grad():
         return clip_to_limits(chain, sample(u, reference.float(), steps))
+
+
+def refine(chain: Chain, q: Tensor, pose: Tensor, steps: int) -> Tensor:
+    """`steps` damped least-squares (Levenberg-Marquardt) steps from q [..., dof] towards pose [..., 7].
+
+    In float64, inside the joint limits, with damping `DAMPING`; returns [..., dof].
+    """
+    q, pose = q.double(), pose.double()
+    with torch.no_grad():
+        for _ in range(steps):
+            q = least_squares_step(chain, q, pose, DAMPING)
+    return q
 
 
 def _row_weight(config: LossConfig, squared_error: Tensor, squared_distance: Tensor) -> Tensor:

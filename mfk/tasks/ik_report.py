@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from mfk.core import rng
 from mfk.core.files import write_atomically
-from mfk.core.types import Model, Params, Rows
-from mfk.data import IKDataConfig, draw_ik
-from mfk.kinematics import Chain, forward, least_squares_step
-from mfk.tasks.ik import PoseErrors, pose_errors, solve_pose, within
-
-Solver = Callable[[Tensor, Tensor], Tensor]
-"""(reference [N, dof], pose [N, 7]) -> q [N, dof]."""
-
-DAMPING = 1e-2
-"""Of the least-squares baselines and refinements, in m and rad: the usual lambda^2 = 1e-4."""
-
-
-@dataclass(frozen=True)
-class SolverResult:
-    """How one solver did on the held-out poses."""
-
-    solver: str
-    position_mean_mm: float
-    position_median_mm: float
-    position_p99_mm: float
-    rotation_mean_deg: float
-    rotation_median_deg: float
-    rotation_p99_deg: float
-    within_5mm_5deg: float
-    within_1mm_01deg: float
-    microseconds_per_pose: float
+from mfk.tasks.ik import DAMPING, PoseErrors
+from mfk.tasks.ik_compare import SolverResult
 
 
 class Curves(NamedTuple):
@@ -47,73 +20,6 @@ class Curves(NamedTuple):
 
     loss: list[tuple[int, float]]  # unweighted squared error of the training rows, rad^2
     validation: list[tuple[int, float]]  # mean position error of one network step, mm
-
-
-def solvers(chain: Chain, model: Model, params: Params, buffers: Params) -> dict[str, Solver]:
-    """The rows of the table: baselines, the network, and the network refined.
-
-    Numerical steps are damped least-squares (Levenberg-Marquardt) steps in float64, clipped to the
-    limits; the network runs in float32.
-    """
-    untrained, initial_buffers = model.init(0)
-
-    def numerical(steps: int) -> Solver:
-        return lambda reference, pose: _refine(chain, reference.double(), pose.double(), steps)
-
-    def network(steps: int, refinements: int = 0) -> Solver:
-        def solve(reference: Tensor, pose: Tensor) -> Tensor:
-            q = solve_pose(chain, model, params, buffers, pose, reference, steps)
-            return _refine(chain, q.double(), pose.double(), refinements) if refinements else q
-
-        return solve
-
-    return {
-        "do nothing": lambda reference, pose: reference,
-        "1 least-squares step": numerical(1),
-        "2 least-squares steps": numerical(2),
-        "3 least-squares steps": numerical(3),
-        "network before training": lambda reference, pose: solve_pose(
-            chain, model, untrained, initial_buffers, pose, reference
-        ),
-        "network, 1 step": network(1),
-        "network, 2 steps": network(2),
-        "network, 4 steps": network(4),
-        "network + 1 LM step": network(1, 1),
-        "network + 2 LM steps": network(1, 2),
-    }
-
-
-def compare(
-    chain: Chain,
-    data: IKDataConfig,
-    named: Mapping[str, Solver],
-    *,
-    poses: int = 5_000,
-    seed: int = 0,
-    repeats: int = 5,
-) -> tuple[list[SolverResult], dict[str, PoseErrors]]:
-    """Run every solver on held-out poses; errors by forward kinematics in float64.
-
-    The time is the median over `repeats` of one call on all poses, on the threads at hand.
-
-    Args:
-        chain: the robot.
-        data: how references are drawn.
-        named: name -> solver.
-        poses: number of held-out poses.
-        seed: of the held-out poses; training draws never coincide with them.
-        repeats: timed calls of each solver.
-    """
-    drawn = draw_ik(chain, data, rng.key(seed, "held-out poses") % 2**63, 0, Rows.all(poses))
-    pose = forward(chain, drawn.q_target.double())
-    results, all_errors = [], {}
-    for name, solve in named.items():
-        q = solve(drawn.q_reference, pose)
-        seconds = sorted(_time(solve, drawn.q_reference, pose) for _ in range(repeats))[repeats // 2]
-        errors = pose_errors(chain, q, pose)
-        all_errors[name] = errors
-        results.append(_summary(name, errors, seconds / poses * 1e6))
-    return results, all_errors
 
 
 def write_report(
@@ -159,37 +65,24 @@ def table(results: Sequence[SolverResult]) -> tuple[list[str], list[list[str]]]:
     return titles, rows
 
 
+def print_table(results: Sequence[SolverResult], title: str) -> None:
+    """Print the table on the terminal; on a narrow one lines wrap, no figure is cut."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    titles, rows = table(results)
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(titles):
+        two_lines = column.replace(", ", "\n") if "," in column else column.replace(" ", "\n")
+        shown.add_column(two_lines, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=max(Console().width, 105)).print(shown)
+
+
 def _figure(x: float) -> str:
     return f"{x:.3f}" if x < 10 else f"{x:.2f}" if x < 100 else f"{x:.0f}"
-
-
-def _refine(chain: Chain, q: Tensor, pose: Tensor, steps: int) -> Tensor:
-    with torch.no_grad():
-        for _ in range(steps):
-            q = least_squares_step(chain, q, pose, DAMPING)
-    return q
-
-
-def _time(solve: Solver, reference: Tensor, pose: Tensor) -> float:
-    start = time.perf_counter()
-    solve(reference, pose)
-    return time.perf_counter() - start
-
-
-def _summary(name: str, errors: PoseErrors, microseconds: float) -> SolverResult:
-    millimetres, degrees = errors.position * 1e3, torch.rad2deg(errors.rotation)
-    return SolverResult(
-        solver=name,
-        position_mean_mm=float(millimetres.mean()),
-        position_median_mm=float(millimetres.median()),
-        position_p99_mm=float(millimetres.quantile(0.99)),
-        rotation_mean_deg=float(degrees.mean()),
-        rotation_median_deg=float(degrees.median()),
-        rotation_p99_deg=float(degrees.quantile(0.99)),
-        within_5mm_5deg=float(within(errors, 5.0, 5.0).double().mean()),
-        within_1mm_01deg=float(within(errors, 1.0, 0.1).double().mean()),
-        microseconds_per_pose=microseconds,
-    )
 
 
 def _markdown(results: Sequence[SolverResult], facts: Mapping[str, Any]) -> str:
