@@ -54,8 +54,7 @@ class Solve:
     checkpoint: str
     """Folder of a run, such as outputs/panda/latest."""
     pose: Seven
-    """Target of the configured frame in the robot's base frame: X Y Z in m, then the unit quaternion QW QX
-    QY QZ."""
+    """Target of the frame in the robot's base frame: X Y Z in m, then the unit quaternion."""
     reference: tuple[float, float, float, float, float, float, float] = (
         0.0,
         -0.785,
@@ -65,8 +64,7 @@ class Solve:
         1.571,
         0.785,
     )
-    """Configuration to start from, in rad; a network trained on local references wants one near the
-    solution."""
+    """Configuration to start from, in rad; a network trained on local ones wants it near the solution."""
     steps: int = 1
     """Network steps."""
     refine: int = 2

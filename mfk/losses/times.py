@@ -25,7 +25,7 @@ class TimeConfig:
     alpha: float = 2.0
     """beta: first parameter."""
     beta: float = 5.0
-    """beta: second parameter; the seed document's pair is (2, 5)."""
+    """beta: second parameter; mfik draws from Beta(2, 5)."""
     jvp_share: float = 0.25
     """Share of the global batch with t > r, in [0, 1]: the rows that pay for a forward derivative."""
 

@@ -30,7 +30,7 @@ def adaptive_weight(squared_error: Tensor, c: float = 1e-3, p: float = 1.0) -> T
 
 
 def distance_weight(squared_distance: Tensor, c: float = 1e-4, p: float = 0.5) -> Tensor:
-    """The seed document's weight of a row: w = sg(1 / (‖q_target - q‖² + c)^p).
+    """The mfik document's weight of a row: w = sg(1 / (‖q_target - q‖² + c)^p).
 
     It depends on the data only: rows that start near their solution weigh more, however large their
     error. Not the paper's weight, which is `adaptive_weight`.

@@ -28,7 +28,7 @@ _LEAST_REMAINING = 0.05
 
 
 class MeanFlowNet(nn.Module):
-    """The residual FiLM network of the seed document.
+    """The residual FiLM network of the mfik document.
 
     Each of the dof + 9 inputs becomes `frequencies` sines and as many cosines; six blocks
     LN-Linear-SiLU-LN-Linear-FiLM-SiLU with a skip follow, modulated by the raw inputs.

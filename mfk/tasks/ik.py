@@ -36,8 +36,7 @@ class NetConfig:
     """Which network."""
 
     network: Literal["kinematic", "documented"] = "kinematic"
-    """kinematic: KinematicNet, which sees the pose error and a least-squares step; documented:
-    MeanFlowNet, the seed document's, with its sizes fixed."""
+    """kinematic: sees the pose error and a least-squares step; documented: mfik's, of fixed size."""
     width: int = 256
     """kinematic: width of the residual stream."""
     blocks: int = 2
@@ -51,8 +50,7 @@ class LossConfig:
     """How a row's squared error is weighted."""
 
     weighting: Literal["adaptive", "distance", "uniform"] = "adaptive"
-    """adaptive: by the error (the MeanFlow paper); distance: by how far q is from its solution (the seed
-    document); uniform: all alike."""
+    """adaptive: by the error, as in the paper; distance: by how far the solution is; uniform: alike."""
     weight_c: float = 1e-3
     """Added to the squared error or distance, in rad^2."""
     weight_p: float = 1.0

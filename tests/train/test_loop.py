@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
     assert history == expected
 
 
+@pytest.fixture
+def usual_interrupt() -> Iterator[None]:
+    """Python's own handler: a shell that runs the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupt")
 def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "run", batches=lambda start: _given(start, 7, (signal.SIGINT, signal.SIGINT)))
