@@ -120,12 +120,7 @@ class KinematicNet(nn.Module):
         self.register_buffer("upper", chain.upper.float())
         features = 6 * dof + 3 + 9 + 6 + 3
         self.enter = nn.Linear(features, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-            )
-            for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, 6 + dof)
         nn.init.zeros_(self.leave.weight)
@@ -161,11 +156,25 @@ class KinematicNet(nn.Module):
         )
         h = self.enter(features)
         for block in self.blocks:
-            h = h + block(h)
+            h = block(h)
         twist, free = self.leave(self.norm(h)).split((6, self.chain.dof), dim=-1)
         free = _JOINT * free
         passed = 0.25 * self.get_buffer("twist_scale") * twist - _apply(jacobian, free)
         return (step + bend) * rate + _apply(inverse, passed) + free
+
+
+class ResidualBlock(nn.Module):
+    """h + Linear(SiLU(Linear(LN(h)))), twice as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        """`width` is that of the residual stream."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return h + self.contract(nn.functional.silu(self.expand(self.norm(h))))
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:

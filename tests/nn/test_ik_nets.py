@@ -7,6 +7,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from mfk import kinematics
 from mfk.nn import KinematicNet, MeanFlowNet
+from mfk.optim import decays_by_name
 
 
 def inputs(dof: int, rows: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -131,6 +132,16 @@ def test_wrong_shapes_name_the_input(net: torch.nn.Module, dof: int, wrong: int)
     args[wrong] = args[wrong][:, :-1] if wrong < 2 else args[wrong][:, 0]
     with pytest.raises(ValueError, match=f"^{('q', 'pose', 'r', 't')[wrong]}: expected the shape"):
         net(*args)
+
+
+def test_biases_and_norms_are_told_by_their_names() -> None:
+    """The train loop decays by name; a norm that carried no such word would be decayed."""
+    for net, _ in nets():
+        gains = {
+            f"{name}.weight" for name, layer in net.named_modules() if isinstance(layer, torch.nn.LayerNorm)
+        }
+        for name, _ in net.named_parameters():
+            assert decays_by_name(name) == (name not in gains and not name.endswith(".bias"))
 
 
 def test_bad_sizes() -> None:
