@@ -8,6 +8,7 @@ python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Literal
 import torch
 
 from mfk import train
-from mfk.core import cli, config, tree
+from mfk.core import Rows, cli, config, tree
 from mfk.core.types import Model, Params
+from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, panda
 from mfk.losses import TimeConfig
 from mfk.tasks import ik, ik_compare, ik_report
@@ -32,7 +34,7 @@ class PandaConfig:
     """A training run."""
 
     frame: str = "panda_hand"
-    """Link whose pose is solved for: panda_link0 to panda_link8, panda_hand or panda_hand_tcp."""
+    """Link whose pose is solved for: panda_link1 to panda_link8, panda_hand or panda_hand_tcp."""
     ik: ik.IKConfig = field(default_factory=ik.IKConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_poses: int = 2_000
@@ -55,31 +57,23 @@ class Solve:
     """Folder of a run, such as outputs/panda/latest."""
     pose: Seven
     """Target of the frame in the robot's base frame: X Y Z in m, then the unit quaternion."""
-    reference: tuple[float, float, float, float, float, float, float] = (
-        0.0,
-        -0.785,
-        0.0,
-        -2.356,
-        0.0,
-        1.571,
-        0.785,
-    )
-    """Configuration to start from, in rad; a network trained on local ones wants it near the solution."""
+    reference: tuple[float, ...] | None = None
+    """Configuration to start from, in rad, one number a joint; None starts from 256 and keeps the best."""
     steps: int = 1
     """Network steps."""
-    refine: int = 2
+    refine: int = 10
     """Least-squares steps after the network."""
 
 
 _DOCUMENTED = PandaConfig(
     ik=ik.IKConfig(
         net=ik.NetConfig(network="documented"),
-        times=TimeConfig(jvp_share=0.25),
-        loss=ik.LossConfig(weighting="distance", weight_c=1e-4, weight_p=0.5),
+        times=TimeConfig("mfik", jvp_share=0.25),
+        loss=ik.LossConfig("distance", weight_c=1e-4, weight_p=0.5),
     ),
     train=TrainConfig(
         steps=390_600, batch_size=256, lr=1e-4, min_lr=1e-6, warmup_steps=1_000, weight_decay=1e-5,
-        ema_decay=None, validate_every=3_906, checkpoint_every=3_906, best_metric="position_mm",
+        ema_decay=None, validate_every=3_906, checkpoint_every=3_906, best_metric="val_loss",
     ),
 )  # fmt: skip
 _DEFAULT = PandaConfig(
@@ -119,12 +113,13 @@ def run(settings: PandaConfig) -> None:
             raise ValueError(f"{name}: expected at least 1, got {getattr(settings, name)}")
     chain = panda(settings.frame)
     task = ik.ik_task(chain, settings.ik)
+    validation = ik.validation_batches(task, settings.train.seed, settings.validation_poses)
+    train.check_fit(task, settings.train, validation)
     if settings.dry_run:
         params, _ = task.init(settings.train.seed)
         print(config.to_yaml(settings), end="")
         print(f"# {chain}\n# {tree.size(params):,} parameters")
         return
-    validation = ik.validation_batches(task, settings.train.seed, settings.validation_poses)
     folder = train.claim_run(settings.out, NAME, resume=settings.resume is not None)
     print(f"run: {folder}")
     record = config.to_dict(replace(settings, out=None, resume=None))
@@ -137,9 +132,10 @@ def run(settings: PandaConfig) -> None:
         resume=settings.resume is not None,
         resume_hint=f"python experiments/panda.py --resume {folder}",
         roots=ik.ROOTS,
+        fixed=("frame", "ik", "validation_poses", "train.seed", "train.best_metric"),
     )
     if result.interrupted:
-        raise SystemExit(130)
+        raise SystemExit(128 + result.interrupted)
     trained = time.perf_counter() - started
     report(settings, chain, folder, trained)
 
@@ -147,10 +143,11 @@ def run(settings: PandaConfig) -> None:
 def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) -> None:
     """Compare the run's best network with the baselines, and leave the report in its folder."""
     model, params, buffers = trained(settings, chain, folder)
+    untrained, _ = model.init(settings.train.seed)
     results, errors = ik_compare.compare(
         chain,
         settings.ik.data,
-        ik_compare.solvers(chain, model, params, buffers),
+        ik_compare.solvers(chain, model, untrained, params, buffers),
         poses=settings.report_poses,
     )
     history = train.read_history(folder)
@@ -165,7 +162,8 @@ def report(settings: PandaConfig, chain: Chain, folder: Path, seconds: float) ->
         "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
         "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
         "held-out poses": settings.report_poses,
-        "training": f"{settings.train.steps} steps of {settings.train.batch_size} rows, {seconds:.0f} s",
+        "training": f"{settings.train.steps} steps of {settings.train.batch_size} rows",
+        "this session": f"{seconds:.0f} s until the report",
         **train.versions(settings.train.seed),
     }
     files = ik_report.write_report(folder, results, errors, curves, facts)
@@ -180,7 +178,8 @@ def trained(
     model = ik.ik_model(chain, settings.ik.net)
     params, buffers = model.init(settings.train.seed)
     best = settings.train.best_metric
-    return model, train.load_params(folder, params, step, best_metric=best), buffers
+    params = train.load_params(folder, params, step, best_metric=best)
+    return model, params, train.load_state(folder, buffers, step, best_metric=best)
 
 
 def solve(command: Solve) -> None:
@@ -191,14 +190,37 @@ def solve(command: Solve) -> None:
     settings = config.load_yaml(PandaConfig, folder / "config.yaml")
     chain = panda(settings.frame)
     model, params, buffers = trained(settings, chain, folder)
+    if command.refine < 0:
+        raise ValueError(f"refine: expected at least 0, got {command.refine}")
     pose = torch.tensor(command.pose, dtype=torch.float64)
-    q = ik.solve_pose(chain, model, params, buffers, pose, torch.tensor(command.reference), command.steps)
-    q = ik.refine(chain, q, pose, command.refine)
-    errors = ik.pose_errors(chain, q, pose)
-    for name, angle in zip(chain.joint_names, q.tolist(), strict=True):
+    references = starts(chain, command.reference)
+    poses = pose.expand(len(references), 7)
+    q = ik.solve_pose(chain, model, params, buffers, poses, references, command.steps)
+    q = ik.refine(chain, q, poses, [ik.DAMPING] * command.refine)
+    errors = ik.pose_errors(chain, q, poses)
+    # A degree counts as much as a millimetre.
+    best = int((errors.position * 1e3 + torch.rad2deg(errors.rotation)).argmin())
+    for name, angle in zip(chain.joint_names, q[best].tolist(), strict=True):
         print(f"{name}: {angle:+.6f} rad")
-    print(f"position error {float(errors.position) * 1e3:.4f} mm")
-    print(f"rotation error {float(torch.rad2deg(errors.rotation)):.4f} deg")
+    print(f"position error {float(errors.position[best]) * 1e3:.4f} mm")
+    print(f"rotation error {float(torch.rad2deg(errors.rotation[best])):.4f} deg")
+    if not bool(ik.within(errors, 5.0, 5.0)[best]):
+        print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def starts(chain: Chain, reference: tuple[float, ...] | None) -> torch.Tensor:
+    """Configurations to solve from, [rows, dof]: the one given, or many within the limits."""
+    if reference is None:
+        return draw_ik(chain, IKDataConfig(), 0, 0, Rows.all(256)).q_reference
+    if len(reference) != chain.dof:
+        raise ValueError(f"reference: expected {chain.dof} numbers, one a joint, got {len(reference)}")
+    q = torch.tensor(reference, dtype=torch.float64)
+    inside = (q >= chain.lower) & (q <= chain.upper)
+    if not bool(inside.all()):
+        joint = chain.joint_names[int((~inside).nonzero()[0])]
+        raise ValueError(f"reference: {joint}: expected a number within its limits, got {reference}")
+    return q.float().unsqueeze(0)
 
 
 def main() -> None:

@@ -103,6 +103,17 @@ def save_yaml(config: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(Path(path), to_yaml(config))
 
 
+def refuse_unused(config: Any, used: bool, *names: str) -> None:
+    """ValueError if, `used` being False, a field that then has no effect is not at its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        if not used and getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{name}: {getattr(config, name)!r} would have no effect with the other settings; "
+                f"leave it at {defaults[name]!r}"
+            )
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """Field name -> annotation, strings resolved, for each field that the dataclass's __init__ takes."""
     hints = typing.get_type_hints(cls)

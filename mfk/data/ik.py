@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import rng
+from mfk.core.config import refuse_unused
 from mfk.core.types import Rows
 from mfk.kinematics import Chain, clip_to_limits, forward
 
@@ -30,12 +31,12 @@ class IKSamples(NamedTuple):
     """Rows of inverse-kinematics data."""
 
     q_target: Tensor  # [rows, dof], the solution; float32, rad or m
-    q_reference: Tensor  # [rows, dof], where the flow starts; within the limits
+    q_reference: Tensor  # [rows, dof], where the flow starts; within the limits of joints that have some
     pose: Tensor  # [rows, 7], of the tip at q_target in the base frame: x y z [m], qw qx qy qz
 
 
 def sampling_range(chain: Chain) -> tuple[Tensor, Tensor]:
-    """Bounds that name each solution once: the limits, or -pi..pi where they span more than one turn.
+    """Bounds that name each solution once: the limits, or one turn of them, -pi..pi if that lies inside.
 
     The UR10's joints reach ±2 pi, so that every pose would have up to 64 copies of each solution.
 
@@ -53,12 +54,11 @@ def sampling_range(chain: Chain) -> tuple[Tensor, Tensor]:
     ]
     if unbounded:
         raise ValueError(f"chain: joint {unbounded[0]!r} has no finite limits to sample within")
-    turns = torch.tensor([kind != "prismatic" for kind in chain.kinds])
+    turns = torch.tensor([kind != "prismatic" for kind in chain.kinds], device="cpu")
     wide = turns & (upper - lower > 2 * math.pi)
-    return (
-        torch.where(wide, lower.clamp(min=-math.pi), lower),
-        torch.where(wide, upper.clamp(max=math.pi), upper),
-    )
+    # One whole turn, moved into the limits where they lie to one side of zero.
+    start = lower.clamp(min=-math.pi).minimum(upper - 2 * math.pi)
+    return torch.where(wide, start, lower), torch.where(wide, start + 2 * math.pi, upper)
 
 
 def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows) -> IKSamples:
@@ -98,6 +98,8 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
 def _check(config: IKDataConfig) -> None:
     if config.reference not in ("local", "uniform", "mixture"):
         raise ValueError(f"reference: expected local, uniform or mixture, got {config.reference!r}")
+    refuse_unused(config, config.reference != "uniform", "sigma")
+    refuse_unused(config, config.reference == "mixture", "uniform_share")
     if not (math.isfinite(config.sigma) and config.sigma > 0):
         raise ValueError(f"sigma: expected a positive number of rad, got {config.sigma!r}")
     if not 0 <= config.uniform_share <= 1:

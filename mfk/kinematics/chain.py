@@ -38,8 +38,8 @@ class Joint(NamedTuple):
     xyz: Vector  # m, origin in the parent link's frame
     rpy: Vector  # rad, about fixed axes
     axis: Vector = (1.0, 0.0, 0.0)  # in the joint's frame, any length but zero
-    lower: float = 0.0  # rad or m; a continuous joint has -pi, whatever is given
-    upper: float = 0.0  # rad or m; a continuous joint has pi
+    lower: float = math.nan  # rad or m, needed unless fixed; a continuous joint has -pi, whatever is given
+    upper: float = math.nan  # rad or m; a continuous joint has pi
     velocity: float = math.inf  # rad/s or m/s
 
 
@@ -138,6 +138,11 @@ def serial_chain(
         rotation = rotation @ _snapped(rotations.rpy_to_matrix(_float64(joint.rpy)))
         if joint.kind == "fixed":
             continue
+        if joint.kind != "continuous" and not joint.lower <= joint.upper:
+            raise ValueError(
+                f"{name}: joint {joint.name!r}: limits: expected lower <= upper, "
+                f"got {joint.lower} and {joint.upper}"
+            )
         direction = _float64(joint.axis)
         if not float(direction.norm()) > 0.0:
             raise ValueError(f"{name}: joint {joint.name!r}: axis: expected a direction, got {joint.axis}")
@@ -162,10 +167,8 @@ def serial_chain(
         stages=tuple(stages),
         tip_offset=_vector(offset),
         tip_quaternion=_quaternion(rotation @ tool_rotation),
-        lower_limits=tuple(
-            -math.pi if joint.kind == "continuous" else float(joint.lower) for joint in moving
-        ),
-        upper_limits=tuple(math.pi if joint.kind == "continuous" else float(joint.upper) for joint in moving),
+        lower_limits=tuple(lower),
+        upper_limits=tuple(upper),
         velocity_limits=tuple(float(joint.velocity) for joint in moving),
         lower_float32=tuple(_float32(limit, math.inf) for limit in lower),
         upper_float32=tuple(_float32(limit, -math.inf) for limit in upper),

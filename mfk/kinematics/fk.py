@@ -169,7 +169,8 @@ def _columns(chain: Chain, walk: Walk, like: Tensor) -> Tensor:
         angular.append(along)
         frame[j], frame[i] = _rotated(frame[j], frame[i], turn)
     by_joint = [part for pair in zip(linear, angular, strict=True) for part in pair]
-    return torch.stack(by_joint).unflatten(0, (chain.dof, 2)).flatten(1, 2).movedim((0, 1), (-1, -2))
+    # reshape, not unflatten: torch.compile takes it.
+    return torch.stack(by_joint).reshape(chain.dof, 6, *like.shape).movedim((0, 1), (-1, -2))
 
 
 def _planes(stage: Stage) -> tuple[int, int, int]:

@@ -31,4 +31,6 @@ def ur10(frame: str = "tool0") -> Chain:
 
 def urdf_text(name: str) -> str:
     """The kinematics-only URDF, "panda" or "ur10", that the package ships."""
-    return resources.files("mfk.kinematics").joinpath("urdf", f"{name}.urdf").read_text(encoding="utf-8")
+    return (
+        resources.files("mfk.kinematics").joinpath("descriptions", f"{name}.urdf").read_text(encoding="utf-8")
+    )

@@ -51,7 +51,7 @@ def flow_matching(u: Field, z: Tensor, v: Tensor, r: Tensor) -> Tensor:
     Source: Lipman et al. 2023, arXiv:2210.02747, eq. 9, in mfk's time convention.
     """
     _check(z=z, v=v, r=r)
-    return _squared_norm(_call(u, z, r, r) - v)
+    return _squared_norm(call_field(u, z, r, r) - v)
 
 
 def meanflow(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -110,16 +110,19 @@ def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tup
     """u(z, r, t) and its derivative with tangents dz = v, dr = 1, dt = 0."""
 
     def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return _call(u, z, r, t)
+        return call_field(u, z, r, t)
 
     value, rate = jvp(field, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))[:2]
     return value, rate
 
 
-def _call(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """u(z, r, t), which must have z's shape (ValueError) and dtype (TypeError)."""
     out = u(z, r, t)
     if not isinstance(out, Tensor) or out.shape != z.shape:
         raise ValueError(f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}")
+    if out.dtype != z.dtype:
+        raise TypeError(f"u: expected the field to return z's dtype {z.dtype}, got {out.dtype}")
     return out
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mfk.core.types import Field, describe
+from mfk.losses.flow import call_field
 
 
 def sample(u: Field, z0: Tensor, steps: int = 1) -> Tensor:
@@ -23,7 +24,7 @@ def sample(u: Field, z0: Tensor, steps: int = 1) -> Tensor:
 
     Raises:
         ValueError: `steps` is not a positive int, or the field returns another shape than z0's.
-        TypeError: `z0` is not a floating-point tensor.
+        TypeError: `z0` is not a floating-point tensor, or the field returns another dtype.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: expected an int >= 1, got {describe(steps)}")
@@ -34,10 +35,5 @@ def sample(u: Field, z0: Tensor, steps: int = 1) -> Tensor:
     z, one = z0, torch.ones_like(z0[..., :1])
     for k in range(steps):
         r, t = k / steps, (k + 1) / steps
-        velocity = u(z, r * one, t * one)
-        if velocity.shape != z0.shape:
-            raise ValueError(
-                f"u: expected the field to return z0's shape {tuple(z0.shape)}, got {describe(velocity)}"
-            )
-        z = z + velocity / steps
+        z = z + call_field(u, z, r * one, t * one) / steps
     return z

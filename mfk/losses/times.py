@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import rng
+from mfk.core.config import refuse_unused
 from mfk.core.types import Rows
 
 
@@ -16,16 +17,16 @@ from mfk.core.types import Rows
 class TimeConfig:
     """How the times r <= t of a training row are drawn."""
 
-    distribution: Literal["uniform", "logit_normal", "beta"] = "uniform"
-    """Of the two draws whose minimum is r and whose maximum is t; all in [0, 1]."""
+    distribution: Literal["uniform", "logit_normal", "beta", "mfik"] = "uniform"
+    """Of two draws, whose minimum is r and maximum t; mfik: r from the Beta distribution, t from U(r, 1)."""
     location: float = 0.4
     """logit_normal: mean of the logit (the paper's -0.4, in forward time)."""
     scale: float = 1.0
     """logit_normal: standard deviation of the logit."""
     alpha: float = 2.0
-    """beta: first parameter."""
+    """beta, mfik: first parameter."""
     beta: float = 5.0
-    """beta: second parameter; mfik draws from Beta(2, 5)."""
+    """beta, mfik: second parameter."""
     jvp_share: float = 0.25
     """Share of the global batch with t > r, in [0, 1]: the rows that pay for a forward derivative."""
 
@@ -33,7 +34,8 @@ class TimeConfig:
 def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Tensor, Tensor]:
     """Start times of all rows and end times of the rows that have one.
 
-    Each row takes two draws from the distribution: r is the smaller, t the larger. The first
+    Each row takes two draws from the distribution, the smaller is r, the larger t ("mfik": r ~ Beta,
+    t ~ U(r, 1), as its documents do). The first
     `jvp_rows` rows of the *global* batch are MeanFlow rows; the others are flow
     matching, t = r, and have no entry in t. The number is static, so only those rows pay for a JVP.
 
@@ -58,8 +60,12 @@ def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Te
         pair = rng.uniform(key, rows, (2,))
     elif config.distribution == "logit_normal":
         pair = torch.sigmoid(config.location + config.scale * rng.normal(key, rows, (2,)))
-    else:
+    elif config.distribution == "beta":
         pair = rng.beta(key, rows, config.alpha, config.beta, (2,))
+    else:
+        start = rng.beta(key, rows, config.alpha, config.beta, (1,))
+        share = rng.uniform(rng.key(seed, step, "end times"), rows, (1,))
+        pair = torch.cat((start, start + (1 - start) * share), 1)
     r, t = pair.amin(1, keepdim=True), pair.amax(1, keepdim=True)
     last = jvp_rows(config, rows.total)
     count = len(range(rows.index.start, min(rows.index.stop, last), rows.index.step))
@@ -72,8 +78,12 @@ def jvp_rows(config: TimeConfig, total: int) -> int:
 
 
 def _check(config: TimeConfig) -> None:
-    if config.distribution not in ("uniform", "logit_normal", "beta"):
-        raise ValueError(f"distribution: expected uniform, logit_normal or beta, got {config.distribution!r}")
+    if config.distribution not in ("uniform", "logit_normal", "beta", "mfik"):
+        raise ValueError(
+            f"distribution: expected uniform, logit_normal, beta or mfik, got {config.distribution!r}"
+        )
+    refuse_unused(config, config.distribution == "logit_normal", "location", "scale")
+    refuse_unused(config, config.distribution in ("beta", "mfik"), "alpha", "beta")
     if not 0 <= config.jvp_share <= 1:
         raise ValueError(f"jvp_share: expected a share in [0, 1], got {config.jvp_share!r}")
     for name in ("scale", "alpha", "beta"):

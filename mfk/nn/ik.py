@@ -115,9 +115,8 @@ class KinematicNet(nn.Module):
         dof = chain.dof
         twist = torch.tensor([_LINEAR] * 3 + [_ANGULAR] * 3)
         self.register_buffer("twist_scale", twist)
-        # Columns of the Jacobian that reach a limit matter within about 0.2 rad of it.
-        self.register_buffer("lower", chain.lower.float())
-        self.register_buffer("upper", chain.upper.float())
+        self.register_buffer("lower", torch.tensor(chain.lower_limits))
+        self.register_buffer("upper", torch.tensor(chain.upper_limits))
         features = 6 * dof + 3 + 9 + 6 + 3
         self.enter = nn.Linear(features, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))

@@ -7,6 +7,7 @@ on the pose that the solution reaches: one step is q = q_reference + u(q_referen
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import rng, stateless
+from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
 from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, check_pose, clip_to_limits, forward, least_squares_step, pose_error
@@ -51,10 +53,10 @@ class LossConfig:
 
     weighting: Literal["adaptive", "distance", "uniform"] = "adaptive"
     """adaptive: by the error, as in the paper; distance: by how far the solution is; uniform: alike."""
-    weight_c: float = 1e-3
-    """Added to the squared error or distance, in rad^2."""
-    weight_p: float = 1.0
-    """Power of the weight; 0 weighs all alike."""
+    weight_c: float | None = None
+    """Added to the squared error or distance, in rad^2; None: 1e-3 for adaptive, 1e-4 for distance."""
+    weight_p: float | None = None
+    """Power of the weight, 0 weighs all alike; None: 1 for adaptive, 0.5 for distance."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class PoseErrors(NamedTuple):
 
 
 DAMPING = 1e-2
-"""Of the least-squares steps in `refine`, in m and rad: the usual lambda^2 = 1e-4."""
+"""Of least-squares steps, in m and rad: the usual lambda^2 = 1e-4."""
 
 ROOTS = ("meanflow_residual", "velocity_norm")
 """Metrics that the loss reports as squares, to be logged as their root mean squares."""
@@ -84,6 +86,7 @@ ROOTS = ("meanflow_residual", "velocity_norm")
 def ik_model(chain: Chain, config: NetConfig) -> Model:
     """The configured network, called as ``apply(params, buffers, q, pose, r, t)``."""
     if config.network == "documented":
+        refuse_unused(config, False, "width", "blocks", "damping")
         return stateless(partial(MeanFlowNet, chain.dof))
     if config.network == "kinematic":
         return stateless(partial(KinematicNet, chain, config.width, config.blocks, config.damping))
@@ -117,13 +120,15 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
             "t": t,
             "pose": q.pose,
             "reference": q.q_reference,
-            "jvp_share": torch.tensor(jvp_rows(config.times, rows.total) / rows.total),
+            "jvp_share": torch.tensor(jvp_rows(config.times, rows.total) / rows.total, device="cpu"),
         }
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         z, v, r, t, pose = (batch[name] for name in ("z", "v", "r", "t", "pose"))
         n, rows = len(t), len(z)
-        parts, metrics = [], {}
+        # A micro-batch may hold no MeanFlow row; what it reports must not depend on that.
+        names = ("velocity_norm", "meanflow_residual") if config.times.jvp_share > 0 else ()
+        parts, metrics = [], {name: z.new_zeros(()) for name in names}
         if n:
             u = ik_field(model, params, state, pose[:n])
             terms = meanflow_terms(u, z[:n], v[:n], r[:n], t)
@@ -138,7 +143,7 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
         remaining = ((1 - r) * v).square().sum(-1)
         total = (_row_weight(config.loss, squared, remaining) * squared).sum()
         metrics["raw_error"] = squared.sum()
-        return total, torch.tensor(float(rows), device=total.device), Aux(state, metrics)
+        return total, total.new_full((), rows), Aux(state, metrics)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         _, weight, aux = loss(params, state, batch, params)
@@ -212,23 +217,26 @@ def solve_pose(
         return clip_to_limits(chain, sample(u, reference.float(), steps))
 
 
-def refine(chain: Chain, q: Tensor, pose: Tensor, steps: int) -> Tensor:
-    """`steps` damped least-squares (Levenberg-Marquardt) steps from q [..., dof] towards pose [..., 7].
+def refine(chain: Chain, q: Tensor, pose: Tensor, dampings: Sequence[float]) -> Tensor:
+    """Damped least-squares (Levenberg-Marquardt) steps from q [..., dof] towards pose [..., 7].
 
-    In float64, inside the joint limits, with damping `DAMPING`; returns [..., dof].
+    One step for each damping (m and rad), in float64, inside the joint limits; returns [..., dof].
     """
     q, pose = q.double(), pose.double()
     with torch.no_grad():
-        for _ in range(steps):
-            q = least_squares_step(chain, q, pose, DAMPING)
+        for damping in dampings:
+            q = least_squares_step(chain, q, pose, damping)
     return q
 
 
 def _row_weight(config: LossConfig, squared_error: Tensor, squared_distance: Tensor) -> Tensor:
+    given = {"c": config.weight_c, "p": config.weight_p}
+    given = {name: value for name, value in given.items() if value is not None}
     if config.weighting == "adaptive":
-        return adaptive_weight(squared_error, config.weight_c, config.weight_p)
+        return adaptive_weight(squared_error, **given)
     if config.weighting == "distance":
-        return distance_weight(squared_distance, config.weight_c, config.weight_p)
+        return distance_weight(squared_distance, **given)
     if config.weighting == "uniform":
+        refuse_unused(config, False, "weight_c", "weight_p")
         return torch.ones_like(squared_error)
     raise ValueError(f"weighting: expected adaptive, distance or uniform, got {config.weighting!r}")

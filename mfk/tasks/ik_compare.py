@@ -13,7 +13,7 @@ from mfk.core import rng
 from mfk.core.types import Model, Params, Rows
 from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, forward
-from mfk.tasks.ik import PoseErrors, pose_errors, refine, solve_pose, within
+from mfk.tasks.ik import DAMPING, PoseErrors, pose_errors, refine, solve_pose, within
 
 Solver = Callable[[Tensor, Tensor], Tensor]
 """(reference [N, dof], pose [N, 7]) -> q [N, dof]."""
@@ -35,37 +35,46 @@ class SolverResult:
     microseconds_per_pose: float
 
 
-def solvers(chain: Chain, model: Model, params: Params, buffers: Params) -> dict[str, Solver]:
+def solvers(
+    chain: Chain, model: Model, untrained: Params, params: Params, buffers: Params
+) -> dict[str, Solver]:
     """The rows of the table: baselines, the network, and the network refined.
 
-    Numerical steps are damped least-squares (Levenberg-Marquardt) steps in float64, clipped to the
-    limits; the network runs in float32.
+    Numerical steps are damped least-squares (Levenberg-Marquardt) steps in float64, clipped to the limits;
+    the network runs in float32. "falling damping" starts at the network's own damping.
+
+    Args:
+        chain: the robot.
+        model: as from `ik_model`.
+        untrained: parameters before training.
+        params: parameters after it.
+        buffers: the model's buffers.
     """
-    untrained, initial_buffers = model.init(0)
+    falling = (0.07, 0.03, DAMPING)
 
-    def numerical(steps: int) -> Solver:
-        return lambda reference, pose: refine(chain, reference, pose, steps)
+    def numerical(*dampings: float) -> Solver:
+        return lambda reference, pose: refine(chain, reference, pose, dampings)
 
-    def network(steps: int, refinements: int = 0) -> Solver:
+    def network(params: Params, steps: int, *dampings: float) -> Solver:
         def solve(reference: Tensor, pose: Tensor) -> Tensor:
             q = solve_pose(chain, model, params, buffers, pose, reference, steps)
-            return refine(chain, q, pose, refinements) if refinements else q
+            return refine(chain, q, pose, dampings) if dampings else q
 
         return solve
 
     return {
         "do nothing": lambda reference, pose: reference,
-        "1 least-squares step": numerical(1),
-        "2 least-squares steps": numerical(2),
-        "3 least-squares steps": numerical(3),
-        "network before training": lambda reference, pose: solve_pose(
-            chain, model, untrained, initial_buffers, pose, reference
-        ),
-        "network, 1 step": network(1),
-        "network, 2 steps": network(2),
-        "network, 4 steps": network(4),
-        "network + 1 LM step": network(1, 1),
-        "network + 2 LM steps": network(1, 2),
+        "1 least-squares step": numerical(DAMPING),
+        "2 least-squares steps": numerical(*[DAMPING] * 2),
+        "3 least-squares steps": numerical(*[DAMPING] * 3),
+        "3 steps, falling damping": numerical(*falling),
+        "untrained network": network(untrained, 1),
+        "untrained + 1 LM step": network(untrained, 1, DAMPING),
+        "network, 1 step": network(params, 1),
+        "network, 2 steps": network(params, 2),
+        "network, 4 steps": network(params, 4),
+        "network + 1 LM step": network(params, 1, DAMPING),
+        "network + 2 LM steps": network(params, 1, *[DAMPING] * 2),
     }
 
 
@@ -76,11 +85,12 @@ def compare(
     *,
     poses: int = 5_000,
     seed: int = 0,
-    repeats: int = 5,
+    repeats: int = 7,
 ) -> tuple[list[SolverResult], dict[str, PoseErrors]]:
     """Run every solver on held-out poses; errors by forward kinematics in float64.
 
-    The time is the median over `repeats` of one call on all poses, on the threads at hand.
+    The time is the median over `repeats` calls on all poses, on the threads at hand; the solvers take turns,
+    so that a machine that slows down slows all of them.
 
     Args:
         chain: the robot.
@@ -92,14 +102,14 @@ def compare(
     """
     drawn = draw_ik(chain, data, rng.key(seed, "held-out poses") % 2**63, 0, Rows.all(poses))
     pose = forward(chain, drawn.q_target.double())
-    results, all_errors = [], {}
-    for name, solve in named.items():
-        q = solve(drawn.q_reference, pose)
-        seconds = sorted(_time(solve, drawn.q_reference, pose) for _ in range(repeats))[repeats // 2]
-        errors = pose_errors(chain, q, pose)
-        all_errors[name] = errors
-        results.append(_summary(name, errors, seconds / poses * 1e6))
-    return results, all_errors
+    errors = {name: pose_errors(chain, solve(drawn.q_reference, pose), pose) for name, solve in named.items()}
+    seconds = [[_time(solve, drawn.q_reference, pose) for solve in named.values()] for _ in range(repeats)]
+    medians = [sorted(times)[repeats // 2] for times in zip(*seconds, strict=True)]
+    results = [
+        _summary(name, errors[name], median / poses * 1e6)
+        for name, median in zip(named, medians, strict=True)
+    ]
+    return results, errors
 
 
 def _time(solve: Solver, reference: Tensor, pose: Tensor) -> float:

@@ -94,7 +94,7 @@ def _markdown(results: Sequence[SolverResult], facts: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Errors are those of the pose by forward kinematics in float64. Least-squares (LM) steps are damped, "
-        f"lambda^2 = {DAMPING**2:.0e}, and clipped to the joint limits.",
+        f"lambda = {DAMPING} (falling: 0.07, 0.03, 0.01), and clipped to the joint limits.",
         "",
         "![error](error_cdf.png)",
         "![loss](loss.png)",

@@ -1,8 +1,9 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
 from mfk.train.checkpoint import CheckpointError, Saved, find, load, load_params, load_state, save, saved
+from mfk.train.config import TrainConfig
 from mfk.train.log import Sink, open_sink, read_history
-from mfk.train.loop import Batches, FitResult, TrainConfig, TrainingDiverged, fit
+from mfk.train.loop import Batches, FitResult, TrainingDiverged, check_fit, fit
 from mfk.train.runs import claim_run, versions, write_record
 from mfk.train.state import Guard, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
@@ -19,6 +20,7 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "TrainingDiverged",
+    "check_fit",
     "claim_run",
     "find",
     "fit",

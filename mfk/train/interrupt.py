@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], str | None]]:
-    """Yield a function that names the signal that has come in, or None.
+def interruptible() -> Iterator[Callable[[], int | None]]:
+    """Yield a function that tells the number of the signal that has come in, or None.
 
     The first SIGINT or SIGTERM only leaves a note. The previous handlers are back from then on,
     so that a second signal does what it always did: stop at once. Outside the main thread,
     where Python takes no handlers, nothing is installed.
     """
-    received: list[str] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -28,7 +28,7 @@ def interruptible() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def take(number: int, frame: object) -> None:
-        received.append(signal.Signals(number).name)
+        received.append(number)
         restore()
 
     for number in previous:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from mfk.core import tree
-from mfk.core.types import Batch, Metrics, Optimizer, Schedule, Task, describe
-from mfk.optim import adamw, decays_by_name, warmup_constant, warmup_cosine, warmup_linear
+from mfk.core.types import Batch, Metrics, Task
 from mfk.train import checkpoint, runs
+from mfk.train.config import TrainConfig, check_config, make_optimizer, make_schedule
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
 from mfk.train.state import TrainState, inference_params, init_state
@@ -27,57 +27,11 @@ Batches = Callable[[int], Iterator[Batch]]
 """(first step) -> the batches from that step on, so that a resumed run sees what it would have seen."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a task is trained."""
-
-    steps: int = 10_000
-    """Optimizer steps in all."""
-    batch_size: int = 256
-    """Rows of the global batch."""
-    accumulate: int = 1
-    """Micro-batches that a batch is split into; changes memory and time, not the result."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    min_lr: float = 1e-6
-    """Learning rate at the end of the schedule."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up; constant ignores min_lr."""
-    weight_decay: float = 1e-2
-    """Decoupled weight decay, as a share of the learning rate; biases and norms are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging constants for the gradient and its square."""
-    eps: float = 1e-8
-    """AdamW's term beside the root."""
-    clip: float | None = 1.0
-    """Largest global gradient norm; None does not clip."""
-    ema_decay: float | None = 0.999
-    """Decay of the averaged parameters per step; None keeps none."""
-    validate_every: int = 1_000
-    """Steps between validations."""
-    log_every: int = 50
-    """Steps between log records."""
-    checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
-    keep_last: int = 2
-    """Checkpoints kept beside the best one."""
-    best_metric: str = "val_loss"
-    """Validation metric that picks the best checkpoint; lower is better."""
-    max_consecutive_skips: int = 10
-    """Steps skipped in a row, because they were not finite, that stop the run."""
-    seed: int = 0
-    """Seed of the initial parameters and of every draw."""
-    threads: int | None = None
-    """CPU threads; None leaves torch's choice."""
-
-
 class FitResult(NamedTuple):
     """How a run ended."""
 
     state: TrainState
-    interrupted: bool  # a signal came; the state is saved
+    interrupted: int  # number of the signal that stopped it, the state being saved; 0 for none
     best_step: int  # step of the best validation; -1 without one
     best: float  # its value
     run: Path  # holds checkpoints/, logs/, history.jsonl, config.yaml, versions.json
@@ -98,6 +52,7 @@ def fit(
     resume: bool = False,
     resume_hint: str = "",
     roots: Collection[str] = (),
+    fixed: Collection[str] = (),
     device: torch.device | str = "cpu",
     console: bool = True,
 ) -> FitResult:
@@ -118,6 +73,8 @@ def fit(
         resume: go on from the run's latest checkpoint.
         resume_hint: the command that resumes, printed after a signal.
         roots: the loss's metrics that are mean squares and logged as their root.
+        fixed: dotted keys of `record`, or the first parts of some, that a resumed run must not change; other
+            changes are reported.
         device: where everything is computed.
         console: report on the terminal.
 
@@ -129,11 +86,17 @@ def fit(
         ValueError: a setting is out of range, `batches` ended early, or evaluate lacks the metric.
         OSError: the folder cannot be written.
     """
-    _check(config)
+    check_config(config)
     run = Path(run)
     folder = run / runs.CHECKPOINTS
     best_metric = config.best_metric if validation else None
-    optimizer, schedule = _optimizer(config), _schedule(config)
+    optimizer, schedule = make_optimizer(config), make_schedule(config)
+    if resume:
+        checkpoint.find(folder)
+    else:
+        runs.refuse_run(run)
+    changed = _changed_settings(run, record, fixed) if resume else []
+    check_fit(task, config, validation, device)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
@@ -141,18 +104,13 @@ def fit(
             state = checkpoint.load(folder, state)
             if state.step > config.steps:
                 raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
-        else:
-            runs.refuse_run(run)
-            if best_metric is not None:
-                # Before anything is written; the first batch names all metrics.
-                _check_metric(best_metric, validation_metrics(task, state, validation[:1], device))
         run.mkdir(parents=True, exist_ok=True)
-        changed = _changed_versions(run, config.seed) if resume else {}
+        changed += _changed_versions(run, config.seed) if resume else []
         runs.write_record(run, record, config.seed)
         sink = open_sink(run, state.step, config.steps, console=console)
         stack.callback(sink.close)
-        for name, (old, new) in changed.items():
-            sink.note(f"resumed with another {name} ({old} -> {new}): numbers may differ in the last bits")
+        for change in changed:
+            sink.note(f"resumed with another {change}")
         step = make_train_step(
             task,
             optimizer,
@@ -194,12 +152,14 @@ def fit(
             state, metrics = step(state, batch)
             sink.advance(state.step)
             last = state.step == config.steps
-            if last or state.step % config.log_every == 0:
+            logs = last or state.step % config.log_every == 0
+            if logs or state.step % config.max_consecutive_skips == 0:
                 figures = _figures(metrics, state, roots)
-                figures["train/samples_per_second"] = rows / (time.perf_counter() - clock)
-                sink.log(state.step, figures)
+                if logs:
+                    figures["train/samples_per_second"] = rows / (time.perf_counter() - clock)
+                    sink.log(state.step, figures)
+                    clock, rows = time.perf_counter(), 0
                 _check_guard(state, figures, config.max_consecutive_skips, folder)
-                clock, rows = time.perf_counter(), 0
             pause, values = time.perf_counter(), {}
             if last or state.step % config.validate_every == 0:
                 state, values = validate(state)
@@ -211,44 +171,30 @@ def fit(
         if state.step != saved_at:
             save(state, {})
         received = signalled()
-        if received:
+        if received is not None:
             hint = f" Resume with: {resume_hint}" if resume_hint else ""
-            sink.note(
-                f"{received}: stopped after step {state.step} of {config.steps}, saved in {folder}.{hint}"
+            name = signal.Signals(received).name
+            sink.note(f"{name}: stopped after step {state.step} of {config.steps}, saved in {folder}.{hint}")
+    return FitResult(state, received or 0, state.guard.best_step, state.guard.best, run)
+
+
+def check_fit(
+    task: Task, config: TrainConfig, validation: Sequence[Batch] = (), device: torch.device | str = "cpu"
+) -> None:
+    """Raise what `fit` would raise for its settings, with nothing written.
+
+    Raises:
+        ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
+    """
+    check_config(config)
+    if validation:
+        state = init_state(task, make_optimizer(config), config.seed, device=device)
+        # One batch names all metrics.
+        names = sorted(validation_metrics(task, state, validation[:1], device))
+        if config.best_metric not in names:
+            raise ValueError(
+                f"best_metric: expected one of task.evaluate's {names}, got {config.best_metric!r}"
             )
-    return FitResult(state, received is not None, state.guard.best_step, state.guard.best, run)
-
-
-def _optimizer(config: TrainConfig) -> Optimizer:
-    return adamw(config.betas, config.eps, config.weight_decay, decay=decays_by_name)
-
-
-def _schedule(config: TrainConfig) -> Schedule:
-    if config.schedule == "constant":
-        return warmup_constant(config.lr, config.warmup_steps)
-    shape = {"cosine": warmup_cosine, "linear": warmup_linear}[config.schedule]
-    return shape(config.lr, config.warmup_steps, config.steps, config.min_lr)
-
-
-def _check(config: TrainConfig) -> None:
-    for name in ("steps", "batch_size", "accumulate", "validate_every", "log_every", "checkpoint_every"):
-        _check_count(name, getattr(config, name))
-    for name in ("keep_last", "max_consecutive_skips"):
-        _check_count(name, getattr(config, name))
-    if config.threads is not None:
-        _check_count("threads", config.threads)
-    if config.schedule not in ("cosine", "linear", "constant"):
-        raise ValueError(f"schedule: expected cosine, linear or constant, got {config.schedule!r}")
-
-
-def _check_metric(name: str, values: Mapping[str, float]) -> None:
-    if name not in values:
-        raise ValueError(f"best_metric: expected one of task.evaluate's {sorted(values)}, got {name!r}")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an int >= 1, got {describe(value)}")
 
 
 @contextmanager
@@ -303,11 +249,37 @@ def _last_good(folder: Path) -> str:
     return f"Last good checkpoint: {listed[-1].path}." if listed else "There is no checkpoint yet."
 
 
-def _changed_versions(run: Path, seed: int) -> dict[str, tuple[Any, Any]]:
+def _changed_settings(run: Path, record: Mapping[str, Any], fixed: Collection[str]) -> list[str]:
+    """What differs from the settings that began the run; ValueError if it is one of the fixed."""
+    if not (run / runs.CONFIG).exists():
+        return []
+    before, now = (_flat(settings) for settings in (runs.read_record(run), record))
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            changes = f"{key} ({before.get(key)} -> {now.get(key)})"
+            if any(key == name or key.startswith(name + ".") for name in fixed):
+                raise ValueError(f"{run}: a resumed run cannot change {changes}; start a new run")
+            changed.append(changes)
+    return changed
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _changed_versions(run: Path, seed: int) -> list[str]:
     """What differs from the machine and packages that began the run."""
     try:
-        before = json.loads((run / runs.VERSIONS).read_text())
+        before = json.loads((run / runs.VERSIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        return []
     now = runs.versions(seed)
-    return {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
+    return [
+        f"{name} ({before[name]} -> {now[name]}): numbers may differ in the last bits"
+        for name in now
+        if name != "seed" and name in before and before[name] != now[name]
+    ]

@@ -94,12 +94,25 @@ def write_record(run: Path, record: Mapping[str, Any], seed: int) -> None:
     """
     import yaml
 
+    from mfk.core import yaml12
+
     try:
-        text = yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True)
+        text = yaml12.dumps(dict(record))
     except yaml.YAMLError as error:
         raise TypeError(f"record: expected plain dicts, lists, strings and numbers; {error}") from error
     write_atomically(run / CONFIG, text)
     write_atomically(run / VERSIONS, json.dumps(versions(seed), indent=2) + "\n")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The settings that a run was started, or last resumed, with.
+
+    Raises:
+        FileNotFoundError: the folder has no config.yaml. ValueError: it cannot be read.
+    """
+    from mfk.core import yaml12
+
+    return yaml12.loads((run / CONFIG).read_text(encoding="utf-8"), str(run / CONFIG))
 
 
 def versions(seed: int) -> dict[str, Any]:

@@ -70,11 +70,39 @@ def test_continuous_and_prismatic_joints() -> None:
 
 
 @pytest.mark.parametrize(
+    ("limits", "window"),
+    [
+        ((4.0, 12.0), (12.0 - 2 * math.pi, 12.0)),
+        ((0.0, 3 * math.pi), (0.0, 2 * math.pi)),
+        ((-math.pi / 2, 2 * math.pi), (-math.pi / 2, 1.5 * math.pi)),
+        ((-9.0, 9.0), (-math.pi, math.pi)),
+        ((-9.0, 1.0), (1.0 - 2 * math.pi, 1.0)),
+        ((-3.0, 3.0), (-3.0, 3.0)),
+    ],
+)
+def test_a_wide_joint_is_sampled_over_one_turn_inside_its_limits(
+    limits: tuple[float, float], window: tuple[float, float]
+) -> None:
+    joint = kinematics.Joint("turn", "revolute", (0, 0, 0), (0, 0, 0), lower=limits[0], upper=limits[1])
+    lower, upper = sampling_range(kinematics.serial_chain("arm", "base", "tip", [joint]))
+    assert lower.tolist() == pytest.approx([window[0]]) and upper.tolist() == pytest.approx([window[1]])
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    for config, name in (
+        (IKDataConfig("uniform", sigma=0.3), "sigma"),
+        (IKDataConfig("local", uniform_share=0.1), "uniform_share"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: .* no effect"):
+            draw_ik(PANDA, config, 0, 0, Rows.all(4))
+
+
+@pytest.mark.parametrize(
     ("config", "name"),
     [
         (IKDataConfig(sigma=0.0), "sigma"),
         (IKDataConfig(sigma=float("nan")), "sigma"),
-        (IKDataConfig(uniform_share=1.2), "uniform_share"),
+        (IKDataConfig("mixture", uniform_share=1.2), "uniform_share"),
         (IKDataConfig("global"), "reference"),  # pyright: ignore[reportArgumentType]
     ],
 )

@@ -65,7 +65,7 @@ def final_params(folder: Path) -> dict[str, torch.Tensor]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("panda") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, *TINY, "--steps", "16", "--out", str(folder))
+        run(patch, *TINY, "--steps", "60", "--out", str(folder))
     return folder
 
 
@@ -89,7 +89,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     events = list((finished / "logs").glob("events.out.tfevents.*"))
     assert len(events) == 1 and events[0].stat().st_size > 500
     settings = config.load_yaml(PANDA.PandaConfig, finished / "config.yaml")
-    assert settings.train.steps == 16 and settings.out is None and settings.resume is None
+    assert settings.train.steps == 60 and settings.out is None and settings.resume is None
 
 
 def test_resumed_run_is_bit_identical(
@@ -97,11 +97,11 @@ def test_resumed_run_is_bit_identical(
 ) -> None:
     """Ctrl-C at a step in a real process, then the command that it prints."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-u", str(SCRIPT), *TINY, "--steps", "16", "--out", str(folder)]
-    # Many log lines slow the process down; a signal lands before the sixteenth step nevertheless or after it.
+    command = [sys.executable, "-u", str(SCRIPT), *TINY, "--steps", "60", "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "00000000" / "manifest.json").exists():
+    # After the fourth step's record some fifty steps are left, each of them tens of milliseconds.
+    while not (folder / "history.jsonl").exists() or "train/" not in (folder / "history.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -234,13 +234,65 @@ def test_divergence_ends_with_one_message(
     assert "step" in message and "not finite" in message and "checkpoint" in message
 
 
-def test_numbered_runs_and_latest(tmp_path: Path) -> None:
-    for number in ("001", "002"):
-        subprocess.run(
-            [sys.executable, str(SCRIPT), *TINY, "--steps", "2"],
+def test_a_mistake_leaves_no_folder_and_the_next_run_takes_the_first_number(tmp_path: Path) -> None:
+    for words, code, runs in ((["--best-metric", "joy"], 2, 0), ([], 0, 1)):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), *TINY, "--steps", "2", *words],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONWARNINGS": "error:::mfk"},
-            check=True,
+            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
             capture_output=True,
+            text=True,
         )
-        assert (tmp_path / "outputs/panda/latest").resolve().name == number
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        assert len(list(tmp_path.glob("outputs/panda/0*"))) == runs
+    assert (tmp_path / "outputs/panda/latest").resolve().name == "001"
+
+
+def test_solve_starts_from_the_reference_given(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reference = torch.tensor([0.3, -0.4, 0.5, -1.2, -0.7, 1.9, 0.2], dtype=torch.float64)
+    pose = kinematics.forward(kinematics.panda(), reference + 0.03)
+    words = ["--pose", *(f"{x:.9f}" for x in pose.tolist()), "--reference", *map(str, reference.tolist())]
+    run(monkeypatch, "solve", "--checkpoint", str(finished), *words)
+    q = torch.tensor([float(x) for x in re.findall(r"rad|: ([-+.\d]+) rad", capfd.readouterr().out) if x])
+    # The solution next to the reference, not another branch.
+    assert float((q - reference).norm()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--reference", "0", "0", "0"], "reference: expected 7 numbers"),
+        (["--reference", "9", "0", "0", "-1", "0", "1", "0"], "panda_joint1"),
+        (["--refine", "-1"], "refine: expected"),
+        (["--steps", "0"], "steps: expected"),
+    ],
+)
+def test_bad_solve_settings(
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    what: str,
+) -> None:
+    pose = ["--pose", "0.4", "0", "0.5", "0", "1", "0", "0"]
+    assert what in fails(monkeypatch, capfd, "solve", "--checkpoint", str(finished), *pose, *words)
+
+
+def test_a_pose_out_of_reach_is_said_to_be_unsolved(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "solve", "--checkpoint", str(finished), "--pose", *"5 0 0.5 0 1 0 0".split())
+    printed = capfd.readouterr()
+    assert caught.value.code == 1 and "not solved" in printed.err and "position error" in printed.out
+
+
+def test_resume_refuses_other_data(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "config.yaml").read_bytes()
+    message = fails(monkeypatch, capfd, "--resume", str(finished), "--sigma", "0.3", "--steps", "64")
+    assert "cannot change ik.data.sigma (0.1 -> 0.3)" in message
+    assert (finished / "config.yaml").read_bytes() == before

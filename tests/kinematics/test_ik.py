@@ -213,3 +213,15 @@ def test_good_poses_pass_the_check() -> None:
 def test_wrong_arguments(call: Callable, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_a_step_compiles_whole() -> None:
+    """Under torch.compile in one graph (dynamo and autograd, without a C++ compiler), to rounding."""
+    chain = kin.panda()
+    q = torch.linspace(-0.3, 0.3, 21, dtype=torch.float64).reshape(3, 7) + 0.5 * (chain.lower + chain.upper)
+    target = kin.forward(chain, q + 0.05)
+    compiled = torch.compile(
+        lambda q, target: kin.least_squares_step(chain, q, target), fullgraph=True, backend="aot_eager"
+    )
+    expected = kin.least_squares_step(chain, q, target)
+    torch.testing.assert_close(compiled(q, target), expected, rtol=1e-12, atol=1e-12)

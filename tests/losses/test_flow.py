@@ -213,6 +213,10 @@ def test_dtypes_and_fields_that_do_not_fit_are_refused() -> None:
         flow_matching(lambda z, r, t: z[..., :1], z, z, r)
     with pytest.raises(ValueError, match=r"^u: expected the field to return"):
         meanflow(lambda z, r, t: z.sum(), z, z, r, r)
+    with pytest.raises(TypeError, match=r"^u: expected the field to return z's dtype"):
+        meanflow(lambda z, r, t: z.double(), z, z, r, r)
+    with pytest.raises(ValueError, match=r"^u: expected the field to return"):
+        sample(lambda z, r, t: None, z)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"^steps: expected"):
         sample(exact, z, 0)
     with pytest.raises(ValueError, match=r"^u: expected the field to return"):

@@ -48,6 +48,25 @@ def test_micro_batches_hold_the_same_meanflow_rows(parts: int) -> None:
     assert seen == len(t) == round(0.5 * total)
 
 
+def test_mfik_times_against_their_moments() -> None:
+    """r ~ Beta(2, 5) and t ~ U(r, 1): E r = 2/7, E t = (1 + E r) / 2."""
+    r, t = draw_times(TimeConfig("mfik", jvp_share=1.0), seed=2, step=0, rows=Rows.all(200_000))
+    assert (t >= r).all() and float(t.max()) <= 1
+    assert float(r.mean()) == pytest.approx(2 / 7, abs=2e-3)
+    assert float(t.mean()) == pytest.approx((1 + 2 / 7) / 2, abs=2e-3)
+    assert float(((t - r) / (1 - r)).var()) == pytest.approx(1 / 12, rel=0.02)
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    for config, name in (
+        (TimeConfig(location=1.0), "location"),
+        (TimeConfig("logit_normal", alpha=3.0), "alpha"),
+        (TimeConfig("mfik", scale=2.0), "scale"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: .* no effect"):
+            draw_times(config, 0, 0, Rows.all(4))
+
+
 def test_ends_of_the_share() -> None:
     assert len(draw_times(TimeConfig(jvp_share=0.0), 0, 0, Rows.all(8))[1]) == 0
     assert len(draw_times(TimeConfig(jvp_share=1.0), 0, 0, Rows.all(8))[1]) == 8
@@ -57,8 +76,8 @@ def test_ends_of_the_share() -> None:
     ("config", "name"),
     [
         (TimeConfig(jvp_share=1.5), "jvp_share"),
-        (TimeConfig(scale=0.0), "scale"),
-        (TimeConfig(alpha=-1.0), "alpha"),
+        (TimeConfig("logit_normal", scale=0.0), "scale"),
+        (TimeConfig("beta", alpha=-1.0), "alpha"),
         (TimeConfig("normal"), "distribution"),  # pyright: ignore[reportArgumentType]
     ],
 )

@@ -67,7 +67,7 @@ def test_all_rows_of_one_kind(share: float) -> None:
     assert total.isfinite() and ("meanflow_residual" in aux.metrics) == (share > 0)
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.parametrize("accumulate", [2, 3, 64])
 def test_accumulation_changes_rounding_only(accumulate: int) -> None:
     results = []
     for parts in (1, accumulate):
@@ -133,24 +133,24 @@ def test_solve_pose_checks_its_input() -> None:
 def test_refine_ends_on_the_pose_in_float64() -> None:
     q = torch.linspace(-0.4, 0.4, 7) + torch.tensor([0.0, 0.0, 0.0, -1.5, 0.0, 1.8, 0.0])
     pose = kinematics.forward(CHAIN, q + 0.05)
-    refined = ik.refine(CHAIN, q, pose, 6)
+    refined = ik.refine(CHAIN, q, pose, [ik.DAMPING] * 6)
     errors = ik.pose_errors(CHAIN, refined, pose)
     # The float32 pose itself is off a unit quaternion by 1e-7.
     assert refined.dtype == torch.float64 and float(errors.position) < 1e-9 and float(errors.rotation) < 1e-6
-    assert torch.equal(ik.refine(CHAIN, q, pose, 0), q.double())
+    assert torch.equal(ik.refine(CHAIN, q, pose, []), q.double())
 
 
 def test_report_files_and_baselines(tmp_path) -> None:
     model = ik.ik_model(CHAIN, SMALL)
     params, buffers = model.init(0)
-    named = ik_compare.solvers(CHAIN, model, params, buffers)
+    named = ik_compare.solvers(CHAIN, model, params, params, buffers)
     data = IKDataConfig()
     results, errors = ik_compare.compare(CHAIN, data, named, poses=1000, repeats=1)
     found = {r.solver: r for r in results}
     # SYSTEMS' independent figures for sigma = 0.1: 85.3 mm and 33.4 % after one step.
     assert found["do nothing"].position_mean_mm == pytest.approx(85.3, rel=0.05)
     assert found["1 least-squares step"].within_5mm_5deg == pytest.approx(0.334, abs=0.04)
-    assert found["network before training"].within_5mm_5deg == found["network, 1 step"].within_5mm_5deg
+    assert found["untrained network"].within_5mm_5deg == found["network, 1 step"].within_5mm_5deg
     files = ik_report.write_report(
         tmp_path, results, errors, ik_report.Curves([(1, 0.1), (2, 0.05)], []), {"robot": "panda"}
     )
@@ -175,6 +175,13 @@ def test_held_out_poses_are_the_same_for_every_network() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"^network: expected"):
         ik.ik_model(CHAIN, ik.NetConfig(network="big"))  # pyright: ignore[reportArgumentType]
+    for net, name in ((ik.NetConfig("documented", width=128), "width"),):
+        with pytest.raises(ValueError, match=f"^{name}: .* no effect"):
+            ik.ik_model(CHAIN, net)
+    task = small_task(loss=ik.LossConfig("uniform", weight_p=0.5))
+    params, state, batch = drawn(task)
+    with pytest.raises(ValueError, match=r"^weight_p: .* no effect"):
+        task.loss(params, state, batch, params)
     task = small_task(loss=ik.LossConfig(weighting="none"))  # pyright: ignore[reportArgumentType]
     params, state, batch = drawn(task)
     with pytest.raises(ValueError, match=r"^weighting: expected"):

@@ -35,7 +35,7 @@ from mfk.train import (
     saved,
     validation_metrics,
 )
-from mfk.train.loop import _optimizer
+from mfk.train.config import make_optimizer
 
 CONFIG = TrainConfig(
     steps=20,
@@ -111,7 +111,7 @@ def test_checkpoints_are_the_best_the_last_and_the_final(undisturbed):
 
 def test_the_checkpoint_is_the_state_and_validation_sees_the_average(undisturbed):
     task, folder = make_task(), undisturbed.run / "checkpoints"
-    like = init_state(task, _optimizer(CONFIG), 3, ema=True)
+    like = init_state(task, make_optimizer(CONFIG), 3, ema=True)
     back = load(folder, like)
     assert _same(back, undisturbed.state)
     params = load_params(folder, like.params)
@@ -262,7 +262,9 @@ def test_a_long_burst_stops_the_run(tmp_path):
     good = find(tmp_path / "run" / "checkpoints")
     assert "step 12" in message and "train/loss" in message and "last 5 steps" in message
     assert str(good.path) in message
-    state = load(tmp_path / "run" / "checkpoints", init_state(make_task(), _optimizer(config), 0, ema=True))
+    state = load(
+        tmp_path / "run" / "checkpoints", init_state(make_task(), make_optimizer(config), 0, ema=True)
+    )
     assert bool(tree.all_finite(state.params)) and bool(tree.all_finite(state.opt))
 
 
@@ -334,7 +336,7 @@ def test_a_failing_save_is_an_error_and_leaves_the_last_checkpoint(tmp_path, mon
         (dict(threads=0), "threads"),
         (dict(schedule="cosin"), "schedule"),
         (dict(warmup_steps=21), "warmup_steps"),
-        (dict(min_lr=1.0), "floor"),
+        (dict(min_lr=1.0), "min_lr"),
         (dict(betas=(1.0, 0.9)), r"betas\[0\]"),
     ],
 )
@@ -356,3 +358,18 @@ def test_rows_of_the_draws_do_not_depend_on_the_split():
     whole = task.draw(0, 3, Rows.all(10), {}, {})
     part = task.draw(0, 3, Rows(range(1, 10, 3), 10), {}, {})
     assert torch.equal(whole["x"][1::3], part["x"])
+
+
+def test_a_resumed_run_tells_what_changed_and_refuses_what_is_fixed(tmp_path, capsys):
+    run = tmp_path / "run"
+    fit(
+        make_task(), replace(CONFIG, steps=4), run=run, record={"data": {"sigma": 0.1}, "lr": 1e-2, "x": None}
+    )
+    capsys.readouterr()
+    longer = replace(CONFIG, steps=8)
+    with pytest.raises(ValueError, match=r"cannot change data\.sigma \(0\.1 -> 0\.3\)"):
+        fit(make_task(), longer, run=run, record={"data": {"sigma": 0.3}}, resume=True, fixed=("data",))
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == {"sigma": 0.1}
+    changed = {"data": {"sigma": 0.1}, "lr": 2e-2, "x": None}
+    fit(make_task(), longer, run=run, record=changed, resume=True, fixed=("data",))
+    assert "resumed with another lr (0.01 -> 0.02)" in capsys.readouterr().out
