@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -132,6 +133,10 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """
     try:
         fn()
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (*USER_ERRORS, *more) as error:
         _fail(error)
     except KeyboardInterrupt:

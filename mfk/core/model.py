@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def stateless(make: Callable[[], nn.Module]) -> Model:
         Model: ``(init, apply)``.
 
     Raises:
-        TypeError: `make` is not callable or returns no module.
+        TypeError: `make` is not callable, returns no module, or returns the same one twice.
         ValueError: apply was given parameters that are not exactly the module's.
         RuntimeError: the module writes to a buffer while it runs (BatchNorm in training mode,
             say): that would be hidden state. Use ``.eval()`` in `make`, or another layer.
@@ -40,7 +42,11 @@ def stateless(make: Callable[[], nn.Module]) -> Model:
             f"stateless(lambda: MLP(64)), got {type(make).__name__}"
         )
     with torch.random.fork_rng(devices=[]):
-        skeleton = _build(make)
+        built = _build(make)
+    # A copy, so that a module which the caller holds on to keeps its numbers.
+    skeleton = copy.deepcopy(built)
+    first = weakref.ref(built)
+    del built
     parameter_names = {name for name, _ in skeleton.named_parameters()}
     buffer_names = {name for name, _ in skeleton.named_buffers()}
     tied = _tied(skeleton)  # before the move to meta, which unties
@@ -51,6 +57,8 @@ def stateless(make: Callable[[], nn.Module]) -> Model:
             # Not torch.manual_seed: it would reseed every accelerator as well.
             torch.default_generator.manual_seed(rng.key(seed, "init") % 2**63)
             module = _build(make)
+        if module is first():
+            raise TypeError("make: expected a new module at each call, got the same one again")
         params = {name: p.detach() for name, p in module.named_parameters()}
         buffers = {name: b.detach() for name, b in module.named_buffers()}
         return params, buffers
@@ -104,6 +112,11 @@ def _versions(buffers: Params) -> dict[str, int]:
 
 
 def _check_names(argument: str, given: Params, expected: set[str]) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{argument}: expected a dict name -> tensor, as init returns it, got {describe(given)}; "
+            "the call is apply(params, buffers, *inputs)"
+        )
     if given.keys() == expected:
         return
     missing, unknown = sorted(expected - given.keys()), sorted(given.keys() - expected)

@@ -6,6 +6,7 @@ checkpoint see through it; there is no base class to inherit from.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,7 +20,8 @@ Params: TypeAlias = dict[str, Tensor]
 """Parameters or buffers of a module: dotted name -> tensor."""
 
 Batch: TypeAlias = dict[str, Tensor]
-"""Tensors of one batch, and nothing but tensors; the leading axis is the row."""
+"""Tensors of one batch, and nothing but tensors. What data sets yield has the row as its leading axis; what
+`Task.draw` adds may have other lengths, such as one end time for each row that needs one."""
 
 Metrics: TypeAlias = dict[str, Tensor]
 """Name -> 0-dimensional tensor; it stays on the device until a logger asks."""
@@ -77,13 +79,20 @@ class Optimizer(NamedTuple):
     """A gradient transformation with explicit state: see `mfk.optim.adamw`."""
 
     init: Callable[[Tree], Tree]  # (params) -> opt_state
-    update: Callable[..., tuple[Tree, Tree]]  # (grads, opt_state, params, lr) -> (params, opt_state)
+    update: Callable[..., tuple[Tree, Tree]]  # (grads, opt_state, params, lr, found_inf=None)
 
 
 def describe(value: object) -> str:
-    """One short phrase for an error message: type, and shape, dtype and device of a tensor."""
+    """One short phrase for an error message: shape and dtype of a tensor, a value cut to one line."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {sorted(map(str, value))[:8]}"
-    return f"{value!r} ({type(value).__name__})"
+    if isinstance(value, list | tuple) and any(isinstance(x, torch.Tensor | list | tuple) for x in value):
+        return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0])}"
+    shown = _SHORT.repr(value)
+    return f"{shown if len(shown) <= 100 else shown[:97] + '...'} ({type(value).__name__})"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80

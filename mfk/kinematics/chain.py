@@ -225,6 +225,7 @@ def _quaternion(matrix: Tensor) -> Quaternion:
 
 def _float32(limit: float, inward: float) -> float:
     """The float32 number next to a limit, on the side of `inward`."""
-    nearest = np.float32(limit)
+    with np.errstate(over="ignore"):
+        nearest = np.float32(limit)
     outside = float(nearest) < limit if inward > 0 else float(nearest) > limit
     return float(np.nextafter(nearest, np.float32(inward)) if outside else nearest)

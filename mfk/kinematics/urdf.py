@@ -90,6 +90,8 @@ def _read(path_or_text: str | PathLike[str]) -> tuple[str, str | bytes]:
     elif not isinstance(path_or_text, PathLike):
         raise TypeError(f"path_or_text: expected a str or a path, got {describe(path_or_text)}")
     path = Path(path_or_text)
+    if len(str(path)) > 4096 or len(path.name) > 255:
+        raise ValueError(f"path_or_text: expected a file's path or URDF text, got {describe(str(path))}")
     if path.is_dir():
         raise ValueError(f"{path}: expected a URDF file, got a directory")
     if not path.is_file():
@@ -105,7 +107,8 @@ def _parse(source: str, content: str | bytes) -> Element:
         root = SafeElementTree.fromstring(content, forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(
-            f"{source}: expected a URDF without document type, entities or external references, got {error}"
+            f"{source}: expected a URDF without document type, entities or external references "
+            f"({type(error).__name__})"
         ) from None
     except (ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{source}: expected well-formed XML: {error}") from None
@@ -227,7 +230,8 @@ def _vector(where: str, element: Element, name: str, default: str | None) -> Vec
 
 def _number(where: str, text: str) -> float:
     try:
-        number = float(text)
+        # Python's float takes 1_0 as well, which is no number in XML.
+        number = float(text.replace("_", "?"))
     except ValueError:
         raise ValueError(f"{where}: expected a number, got {text!r}") from None
     if not math.isfinite(number):

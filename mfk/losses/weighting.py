@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from mfk.core.types import describe
@@ -46,6 +48,9 @@ def distance_weight(squared_distance: Tensor, c: float = 1e-4, p: float = 0.5) -
 def _inverse_power(name: str, x: Tensor, c: float, p: float) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
+    for constant, value in (("c", c), ("p", p)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{constant}: expected a finite number, got {describe(value)}")
     if not c > 0:
         raise ValueError(f"c: expected a positive number, got {c!r}")
     if not p >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -79,6 +80,10 @@ def adamw(
 
     Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization (2019), Algorithm 2.
     """
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(
+            f"betas: expected two numbers, got {describe(betas)}; the learning rate is an argument of update"
+        )
     _check_range("betas[0]", betas[0], 1.0)
     _check_range("betas[1]", betas[1], 1.0)
     _check_range("eps", eps)
@@ -184,7 +189,7 @@ def _check_range(name: str, value: Any, below: float = math.inf) -> None:
 
 
 def _check_params(named: list[tuple[str, Any]]) -> None:
-    seen: dict[int, str] = {}
+    spans: list[tuple[int, int, str]] = []
     for name, x in named:
         if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -198,12 +203,16 @@ def _check_params(named: list[tuple[str, Any]]) -> None:
             )
         if may_overlap(x):
             raise ValueError(f"params: {_shares_itself(name, x)}")
-        if x.numel() and x.data_ptr() in seen:
+        if x.numel():
+            reach = sum((length - 1) * stride for length, stride in zip(x.shape, x.stride(), strict=True))
+            spans.append((x.data_ptr(), x.data_ptr() + reach * x.element_size(), name))
+    spans.sort()
+    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
+        if start <= end:
             raise ValueError(
-                f"params: leaves {seen[x.data_ptr()]!r} and {name!r} share memory, so one update would be "
+                f"params: leaves {name!r} and {other!r} share memory, so one update would be "
                 "made twice; keep one of them, or clone"
             )
-        seen[x.data_ptr()] = name
 
 
 def _shares_itself(name: str, x: Tensor) -> str:

@@ -27,7 +27,13 @@ def check_like(argument: str, given: Tree, expected_name: str, expected: Tree) -
             + ("" if missing or unknown else "; the names agree, the containers differ")
         )
     for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
-        if not isinstance(x, Tensor) or x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+        if (
+            not isinstance(x, Tensor)
+            or x.layout != torch.strided
+            or x.shape != y.shape
+            or x.dtype != y.dtype
+            or x.device != y.device
+        ):
             name = tree.named_leaves(expected)[i][0]
             place = f" on {x.device}" if isinstance(x, Tensor) else ""
             raise ValueError(
@@ -35,6 +41,10 @@ def check_like(argument: str, given: Tree, expected_name: str, expected: Tree) -
                 f"{describe(y)} on {y.device}; got {describe(x)}{place}"
             )
     return found
+
+
+def _kind(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device, x.layout
 
 
 def dense(x: Tensor) -> bool:

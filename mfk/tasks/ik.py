@@ -106,6 +106,10 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     matching at r. ``evaluate`` reports the raw loss and one network step from the reference.
     """
     model = ik_model(chain, config.net)
+    for name in ("weight_c", "weight_p"):
+        value = getattr(config.loss, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:

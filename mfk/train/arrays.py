@@ -64,6 +64,9 @@ def _import_orbax() -> Any:
         os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         import orbax.checkpoint.experimental.v1 as ocp
+
+        # JAX collects its own garbage along with Python's; a Ctrl-C that lands in there is lost.
+        gc.callbacks[:] = [c for c in gc.callbacks if getattr(c, "__name__", "") != "_xla_gc_callback"]
     finally:
         if ours:
             del os.environ["JAX_PLATFORMS"]

@@ -245,7 +245,7 @@ def _read(chosen: Saved, names: list[str]) -> dict[str, np.ndarray]:
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: the checkpoint is damaged ({what}). Delete this folder to fall back on the one before it."
+        f"{path}: the checkpoint is damaged ({what}). Delete this folder to fall back on another one."
     )
 
 
@@ -320,9 +320,10 @@ def _retain(folder: Path, keep_last: int, best_metric: str | None) -> None:
 def _check_space(path: Path, size: int) -> None:
     """OSError if the disk cannot take `size` bytes and a little more."""
     free = shutil.disk_usage(path.parent).free
-    if free < size + 2**20:
+    needed = size + 2**20
+    if free < needed:
         raise OSError(
-            f"{path}: the checkpoint needs {size / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB left. "
+            f"{path}: the checkpoint needs {needed / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB left. "
             f"Complete checkpoints left as they were: {[c.step for c in saved(path.parent)]}"
         )
 

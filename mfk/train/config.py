@@ -77,6 +77,10 @@ def check_config(config: TrainConfig) -> None:
     ]  # fmt: skip
     for name in counts + ["threads"] * (config.threads is not None):
         _check_number(name, getattr(config, name), 1, whole=True)
+    if config.accumulate > config.batch_size:
+        raise ValueError(
+            f"accumulate: expected at most batch_size, {config.batch_size}, got {config.accumulate}"
+        )
     _check_number("warmup_steps", config.warmup_steps, 0, whole=True)
     for name in ("lr", "min_lr", "weight_decay", "eps"):
         _check_number(name, getattr(config, name), 0)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request that the loop answers between two steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def interruptible() -> Iterator[Callable[[], int | None]]:
     """Yield a function that tells the number of the signal that has come in, or None.
 
-    The first SIGINT or SIGTERM only leaves a note. The previous handlers are back from then on,
+    The first SIGINT, SIGTERM or SIGHUP only leaves a note. The previous handlers are back from then on,
     so that a second signal does what it always did: stop at once. Outside the main thread,
     where Python takes no handlers, nothing is installed.
     """
@@ -20,7 +20,9 @@ def interruptible() -> Iterator[Callable[[], int | None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:  # nohup: the run is to outlive its terminal
+        del previous[signal.SIGHUP]
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,8 @@ def _cut(history: Path, start: int) -> None:
         except ValueError:
             # The line that was being written when the process was killed.
             continue
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{history}: expected one record with its step a line, got {line[:80]!r}")
         if record["step"] <= start:
             kept.append(line + "\n")
     write_atomically(history, "".join(kept))
@@ -163,6 +166,8 @@ def _lines(start: int, total: int) -> _Terminal:
         note(f"step {step}/{total}  {_figures(metrics)}  ETA {int(left) // 60}:{int(left) % 60:02d}")
 
     def note(text: str) -> None:
-        print(text, file=sys.stdout, flush=True)
+        # A pipe that nobody reads any more, or a full disk behind it, must not end a training.
+        with suppress(OSError):
+            print(text, file=sys.stdout, flush=True)
 
     return _Terminal(show, lambda step: None, note, lambda: None)

@@ -106,7 +106,9 @@ def fit(
                 raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
         run.mkdir(parents=True, exist_ok=True)
         changed += _changed_versions(run, config.seed) if resume else []
-        runs.write_record(run, record, config.seed)
+        stack.enter_context(runs.locked(run))
+        if not (resume and state.step == config.steps):
+            runs.write_record(run, record, config.seed)
         sink = open_sink(run, state.step, config.steps, console=console)
         stack.callback(sink.close)
         for change in changed:

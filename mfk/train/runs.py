@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs", r
     if out is not None:
         out = Path(out)
         refuse_run(out)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--out: cannot make the folder {out}: {error.strerror}") from error
         return out
     parent.mkdir(parents=True, exist_ok=True)
     number = (_numbers(parent) or [0])[-1]
@@ -68,6 +71,25 @@ def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs", r
         link.symlink_to(out.name)
         link.replace(parent / "latest")
     return out
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        FileExistsError: another process is training in it.
+    """
+    import fcntl
+
+    with (run / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"{run}: another process is training in this folder. Wait for it, or give another --out."
+            ) from None
+        yield
 
 
 def refuse_run(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -230,15 +232,36 @@ def test_batch_norm_in_eval_mode_is_allowed() -> None:
 
 
 def test_the_skeleton_holds_no_numbers() -> None:
-    made: list[nn.Module] = []
+    """What was built to learn the structure is gone; a copy on the meta device stays."""
+    made: list[weakref.ref[nn.Module]] = []
 
     def make() -> nn.Module:
-        made.append(Net())
-        return made[-1]
+        module = Net()
+        made.append(weakref.ref(module))
+        return module
 
-    core.stateless(make)
-    assert len(made) == 1
-    assert {x.device.type for x in (*made[0].parameters(), *made[0].buffers())} == {"meta"}
+    model = core.stateless(make)
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+    del model
+
+
+def test_a_module_that_the_caller_keeps_is_left_alone() -> None:
+    kept = nn.Linear(3, 3)
+    before = kept.weight.detach().clone()
+    model = core.stateless(lambda: kept)
+    assert torch.equal(kept.weight, before)
+    with pytest.raises(TypeError, match="a new module at each call"):
+        model.init(0)
+
+
+def test_arguments_in_the_wrong_place_are_named() -> None:
+    model = core.stateless(lambda: nn.Linear(3, 3))
+    params, _ = model.init(0)
+    with pytest.raises(TypeError, match=r"^buffers: expected a dict"):
+        model.apply(params, torch.ones(3))
+    with pytest.raises(TypeError, match=r"^params: expected a dict"):
+        model.apply(nn.Linear(3, 3), {}, torch.ones(3))
 
 
 @pytest.mark.parametrize("make", [Net(), 3, None])

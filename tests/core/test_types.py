@@ -26,3 +26,11 @@ def test_descriptions_are_short() -> None:
     assert describe("x") == "'x' (str)"
     assert describe(None) == "None (NoneType)"
     assert len(describe({str(i): i for i in range(1000)})) < 100
+
+
+def test_a_description_is_one_short_line() -> None:
+    long = ([torch.zeros(400)] * 400, "x" * 10**6, [[0.0] * 7] * 900, (torch.zeros(3), 1), {"a": [1] * 999})
+    for value in long:
+        text = describe(value)
+        assert len(text) < 200 and "\n" not in text
+    assert describe([torch.zeros(2)]) == "a list of 1, the first a tensor of shape (2,), torch.float32"

@@ -72,7 +72,7 @@ def test_continuous_and_prismatic_joints() -> None:
 @pytest.mark.parametrize(
     ("limits", "window"),
     [
-        ((4.0, 12.0), (12.0 - 2 * math.pi, 12.0)),
+        ((4.0, 12.0), (4.0, 4.0 + 2 * math.pi)),
         ((0.0, 3 * math.pi), (0.0, 2 * math.pi)),
         ((-math.pi / 2, 2 * math.pi), (-math.pi / 2, 1.5 * math.pi)),
         ((-9.0, 9.0), (-math.pi, math.pi)),

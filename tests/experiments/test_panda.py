@@ -296,3 +296,17 @@ def test_resume_refuses_other_data(
     message = fails(monkeypatch, capfd, "--resume", str(finished), "--sigma", "0.3", "--steps", "64")
     assert "cannot change ik.data.sigma (0.1 -> 0.3)" in message
     assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(SCRIPT), *TINY, "--steps", "12", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait(timeout=120)
+    process.stderr.close()
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "checkpoints" / "00000012" / "manifest.json").exists()
+    assert (tmp_path / "run" / "report.md").exists()

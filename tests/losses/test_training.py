@@ -55,6 +55,7 @@ def train(meanflow, steps: int) -> tuple[float, float]:
     return float(z1.mean()), float(z1.std())
 
 
+@pytest.mark.slow
 def test_one_step_recovers_mean_and_deviation() -> None:
     mean, deviation = train(losses.meanflow, 4000)
     assert mean == pytest.approx(CASE.m1, rel=0.02)

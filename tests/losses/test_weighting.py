@@ -24,7 +24,16 @@ def test_power_one_reads_one_and_power_zero_weighs_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("c", "p", "name"), [(0.0, 1.0, "c"), (-1.0, 1.0, "c"), (float("nan"), 1.0, "c"), (1e-3, -0.5, "p")]
+    ("c", "p", "name"),
+    [
+        (None, 1.0, "c"),
+        (True, 1.0, "c"),
+        (1e-3, float("inf"), "p"),
+        (0.0, 1.0, "c"),
+        (-1.0, 1.0, "c"),
+        (float("nan"), 1.0, "c"),
+        (1e-3, -0.5, "p"),
+    ],
 )
 def test_bad_constants(c: float, p: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):

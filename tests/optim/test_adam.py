@@ -263,3 +263,16 @@ def test_bad_learning_rates(lr):
 def test_bad_settings(settings, name):
     with pytest.raises(ValueError, match=name):
         adamw(**settings)
+
+
+def test_leaves_that_overlap_and_settings_in_the_wrong_place_are_refused():
+    whole = torch.zeros(4)
+    with pytest.raises(ValueError, match="share memory"):
+        adamw().init({"a": whole[:3], "b": whole[1:]})
+    adamw().init({"a": whole[:2], "b": whole[2:]})
+    with pytest.raises(ValueError, match=r"^betas: expected two numbers.*learning rate"):
+        adamw(1e-3)  # pyright: ignore[reportArgumentType]
+    params = {"w": torch.zeros(2, 2)}
+    optimizer = adamw()
+    with pytest.raises(ValueError, match="'w' must match"):
+        optimizer.update({"w": torch.zeros(2, 2).to_sparse()}, optimizer.init(params), params, 1e-3)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from mfk.train import CheckpointError, Guard, TrainState, claim_run, save, write_record
+from mfk.train.runs import locked
 
 
 def _checkpoint(run: Path) -> None:
@@ -91,3 +92,18 @@ def test_records(tmp_path):
     with pytest.raises(TypeError, match="record"):
         write_record(tmp_path, {"x": torch.ones(1)}, seed=0)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == record
+
+
+def test_one_process_at_a_time(tmp_path):
+    """The lock is the process's own file handle: a second one, even here, is refused."""
+    with locked(tmp_path):
+        with pytest.raises(FileExistsError, match="another process is training"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"^--out: cannot make the folder .*file/run"):
+        claim_run(tmp_path / "file" / "run", "panda")
