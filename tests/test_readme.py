@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from mfk.tasks import ik_report
+from mfk.tasks.ik_compare import SolverResult
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_composition_script() -> None:
@@ -25,6 +30,13 @@ def test_the_composition_script() -> None:
     assert isinstance(clean, torch.Tensor) and isinstance(change, torch.Tensor)
     assert clean.std(0).tolist() == pytest.approx([1.0, 1.0], abs=0.07)
     assert change.mean(0).tolist() == pytest.approx([0.5**0.5] * 2, abs=0.05)
+
+
+def test_the_table_is_that_of_the_committed_report() -> None:
+    report = json.loads((ROOT / "benchmarks/results/panda_default.json").read_text(encoding="utf-8"))
+    _, rows = ik_report.table([SolverResult(**result) for result in report["results"]])
+    for row in rows:
+        assert "| " + " | ".join(row) + " |" in README
 
 
 def test_the_two_commands_are_there_once() -> None:

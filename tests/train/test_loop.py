@@ -125,7 +125,7 @@ def test_the_checkpoint_is_the_state_and_validation_sees_the_average(undisturbed
 
 
 @pytest.mark.parametrize(
-    ("number", "stop_at"), [(signal.SIGINT, 0), (signal.SIGTERM, 4), (signal.SIGTERM, 7), (signal.SIGINT, 11)]
+    ("number", "stop_at"), [(signal.SIGINT, 0), (signal.SIGTERM, 4), (signal.SIGHUP, 7), (signal.SIGINT, 11)]
 )
 def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, number, stop_at):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
