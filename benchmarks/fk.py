@@ -14,6 +14,7 @@ Needs Pinocchio: `pip install mfk[bench]`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -93,12 +94,12 @@ def main() -> None:
 def pinocchio() -> Any:
     """The module, or an exit that says how to get it."""
     try:
-        import pinocchio
+        # By name, so that type checking does not need an optional package.
+        return importlib.import_module("pinocchio")
     except ImportError as error:
         sys.exit(
             f"benchmarks/fk.py compares with Pinocchio, which is missing: pip install mfk[bench] ({error})"
         )
-    return pinocchio
 
 
 def joint_values(chain: kin.Chain, rows: int) -> torch.Tensor:
