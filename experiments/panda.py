@@ -17,12 +17,11 @@ from typing import Literal
 import torch
 
 from mfk import train
-from mfk.core import Rows, cli, config, tree
+from mfk.core import cli, config, tree
 from mfk.core.types import Model, Params
-from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, panda
 from mfk.losses import TimeConfig
-from mfk.tasks import ik, ik_compare, ik_report
+from mfk.tasks import ik, ik_compare, ik_report, ik_solve
 from mfk.train import TrainConfig
 
 NAME = "panda"
@@ -190,37 +189,23 @@ def solve(command: Solve) -> None:
     settings = config.load_yaml(PandaConfig, folder / "config.yaml")
     chain = panda(settings.frame)
     model, params, buffers = trained(settings, chain, folder)
-    if command.refine < 0:
-        raise ValueError(f"refine: expected at least 0, got {command.refine}")
-    pose = torch.tensor(command.pose, dtype=torch.float64)
-    references = starts(chain, command.reference)
-    poses = pose.expand(len(references), 7)
-    q = ik.solve_pose(chain, model, params, buffers, poses, references, command.steps)
-    q = ik.refine(chain, q, poses, [ik.DAMPING] * command.refine)
-    errors = ik.pose_errors(chain, q, poses)
-    # A degree counts as much as a millimetre.
-    best = int((errors.position * 1e3 + torch.rad2deg(errors.rotation)).argmin())
-    for name, angle in zip(chain.joint_names, q[best].tolist(), strict=True):
+    solution = ik_solve.solve_best(
+        chain,
+        model,
+        params,
+        buffers,
+        torch.tensor(command.pose, dtype=torch.float64),
+        ik_solve.starts(chain, command.reference),
+        steps=command.steps,
+        refinements=command.refine,
+    )
+    for name, angle in zip(chain.joint_names, solution.q.tolist(), strict=True):
         print(f"{name}: {angle:+.6f} rad")
-    print(f"position error {float(errors.position[best]) * 1e3:.4f} mm")
-    print(f"rotation error {float(torch.rad2deg(errors.rotation[best])):.4f} deg")
-    if not bool(ik.within(errors, 5.0, 5.0)[best]):
+    print(f"position error {float(solution.errors.position) * 1e3:.4f} mm")
+    print(f"rotation error {float(torch.rad2deg(solution.errors.rotation)):.4f} deg")
+    if not bool(ik.within(solution.errors, 5.0, 5.0)):
         print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
         raise SystemExit(1)
-
-
-def starts(chain: Chain, reference: tuple[float, ...] | None) -> torch.Tensor:
-    """Configurations to solve from, [rows, dof]: the one given, or many within the limits."""
-    if reference is None:
-        return draw_ik(chain, IKDataConfig(), 0, 0, Rows.all(256)).q_reference
-    if len(reference) != chain.dof:
-        raise ValueError(f"reference: expected {chain.dof} numbers, one a joint, got {len(reference)}")
-    q = torch.tensor(reference, dtype=torch.float64)
-    inside = (q >= chain.lower) & (q <= chain.upper)
-    if not bool(inside.all()):
-        joint = chain.joint_names[int((~inside).nonzero()[0])]
-        raise ValueError(f"reference: {joint}: expected a number within its limits, got {reference}")
-    return q.float().unsqueeze(0)
 
 
 def main() -> None:

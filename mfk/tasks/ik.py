@@ -7,7 +7,6 @@ on the pose that the solution reaches: one step is q = q_reference + u(q_referen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
@@ -19,7 +18,7 @@ from mfk.core import rng, stateless
 from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
 from mfk.data import IKDataConfig, draw_ik
-from mfk.kinematics import Chain, check_pose, clip_to_limits, forward, least_squares_step, pose_error
+from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
 from mfk.losses import (
     TimeConfig,
     adaptive_weight,
@@ -75,9 +74,6 @@ class PoseErrors(NamedTuple):
     position: Tensor  # [...], float64, m
     rotation: Tensor  # [...], float64, rad
 
-
-DAMPING = 1e-2
-"""Of least-squares steps, in m and rad: the usual lambda^2 = 1e-4."""
 
 ROOTS = ("meanflow_residual", "velocity_norm")
 """Metrics that the loss reports as squares, to be logged as their root mean squares."""
@@ -187,50 +183,6 @@ def pose_errors(chain: Chain, q: Tensor, target: Tensor) -> PoseErrors:
 def within(errors: PoseErrors, millimetres: float, degrees: float) -> Tensor:
     """Which rows are inside both tolerances, [...] of bool; a NaN is outside."""
     return (errors.position < millimetres * 1e-3) & (errors.rotation < math.radians(degrees))
-
-
-def solve_pose(
-    chain: Chain,
-    model: Model,
-    params: Params,
-    buffers: Params,
-    pose: Tensor,
-    reference: Tensor,
-    steps: int = 1,
-) -> Tensor:
-    """Joints for target poses by the network, clipped to the limits.
-
-    Args:
-        chain: the robot.
-        model: as from `ik_model`.
-        params: trained parameters.
-        buffers: the model's buffers.
-        pose: targets, [..., 7]: x y z [m], qw qx qy qz in the base frame; checked (`check_pose`).
-        reference: configuration to start from, [..., dof] in rad or m.
-        steps: network steps.
-
-    Returns:
-        q, [..., dof], float32.
-
-    Raises:
-        ValueError: a pose that is not finite or not unit, or shapes that do not fit.
-    """
-    check_pose(pose, "pose")
-    u = ik_field(model, params, buffers, pose.float())
-    with torch.no_grad():
-        return clip_to_limits(chain, sample(u, reference.float(), steps))
-
-
-def refine(chain: Chain, q: Tensor, pose: Tensor, dampings: Sequence[float]) -> Tensor:
-    """Damped least-squares (Levenberg-Marquardt) steps from q [..., dof] towards pose [..., 7].
-
-    One step for each damping (m and rad), in float64, inside the joint limits; returns [..., dof].
-    """
-    q, pose = q.double(), pose.double()
-    with torch.no_grad():
-        for damping in dampings:
-            q = least_squares_step(chain, q, pose, damping)
-    return q
 
 
 def _row_weight(config: LossConfig, squared_error: Tensor, squared_distance: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from mfk.core import rng
 from mfk.core.types import Model, Params, Rows
 from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, forward
-from mfk.tasks.ik import DAMPING, PoseErrors, pose_errors, refine, solve_pose, within
+from mfk.tasks.ik import PoseErrors, pose_errors, within
+from mfk.tasks.ik_solve import DAMPING, refine, solve_pose
 
 Solver = Callable[[Tensor, Tensor], Tensor]
 """(reference [N, dof], pose [N, 7]) -> q [N, dof]."""

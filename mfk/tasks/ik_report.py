@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk.core.files import write_atomically
-from mfk.tasks.ik import DAMPING, PoseErrors
+from mfk.tasks.ik import PoseErrors
 from mfk.tasks.ik_compare import SolverResult
+from mfk.tasks.ik_solve import DAMPING
 
 
 class Curves(NamedTuple):

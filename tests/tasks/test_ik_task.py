@@ -10,7 +10,7 @@ from mfk import kinematics, optim, train
 from mfk.core import Rows, tree
 from mfk.data import IKDataConfig, draw_ik
 from mfk.losses import TimeConfig, flow_matching, meanflow, meanflow_residual
-from mfk.tasks import ik, ik_compare, ik_report
+from mfk.tasks import ik, ik_compare, ik_report, ik_solve
 
 CHAIN = kinematics.panda()
 SMALL = ik.NetConfig(width=16, blocks=1)
@@ -121,23 +121,23 @@ def test_solve_pose_checks_its_input() -> None:
     model = ik.ik_model(CHAIN, SMALL)
     params, buffers = model.init(0)
     good = kinematics.forward(CHAIN, torch.zeros(7))
-    q = ik.solve_pose(CHAIN, model, params, buffers, good, torch.full((7,), 0.05))
+    q = ik_solve.solve_pose(CHAIN, model, params, buffers, good, torch.full((7,), 0.05))
     assert q.shape == (7,) and (q.double() <= CHAIN.upper).all()
     for value, what in ((good * math.nan, "finite"), (2 * good, "unit"), (good[:6], r"\[..., 7\]")):
         with pytest.raises(ValueError, match=f"^pose: expected .*{what}"):
-            ik.solve_pose(CHAIN, model, params, buffers, value, torch.zeros(7))
+            ik_solve.solve_pose(CHAIN, model, params, buffers, value, torch.zeros(7))
     with pytest.raises(ValueError, match=r"^q: expected the shape"):
-        ik.solve_pose(CHAIN, model, params, buffers, good, torch.zeros(6))
+        ik_solve.solve_pose(CHAIN, model, params, buffers, good, torch.zeros(6))
 
 
 def test_refine_ends_on_the_pose_in_float64() -> None:
     q = torch.linspace(-0.4, 0.4, 7) + torch.tensor([0.0, 0.0, 0.0, -1.5, 0.0, 1.8, 0.0])
     pose = kinematics.forward(CHAIN, q + 0.05)
-    refined = ik.refine(CHAIN, q, pose, [ik.DAMPING] * 6)
+    refined = ik_solve.refine(CHAIN, q, pose, [ik_solve.DAMPING] * 6)
     errors = ik.pose_errors(CHAIN, refined, pose)
     # The float32 pose itself is off a unit quaternion by 1e-7.
     assert refined.dtype == torch.float64 and float(errors.position) < 1e-9 and float(errors.rotation) < 1e-6
-    assert torch.equal(ik.refine(CHAIN, q, pose, []), q.double())
+    assert torch.equal(ik_solve.refine(CHAIN, q, pose, []), q.double())
 
 
 def test_report_files_and_baselines(tmp_path) -> None:
