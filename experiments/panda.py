@@ -89,11 +89,11 @@ PRESETS = {
             _DEFAULT,
             train=replace(
                 _DEFAULT.train,
-                steps=250,
+                steps=150,
                 warmup_steps=25,
                 ema_decay=0.98,
                 validate_every=50,
-                checkpoint_every=250,
+                checkpoint_every=150,
             ),
         ),
     ),
