@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -120,7 +121,9 @@ def run(settings: PandaConfig) -> None:
         print(f"# {chain}\n# {tree.size(params):,} parameters")
         return
     folder = train.claim_run(settings.out, NAME, resume=settings.resume is not None)
-    print(f"run: {folder}")
+    with suppress(OSError):
+        # Nobody may be reading, or the disk behind it may be full: no reason not to train.
+        print(f"run: {folder}", flush=True)
     record = config.to_dict(replace(settings, out=None, resume=None))
     result = train.fit(
         task,

@@ -90,7 +90,10 @@ def describe(value: object) -> str:
         return f"a {type(value).__name__} with keys {sorted(map(str, value))[:8]}"
     if isinstance(value, list | tuple) and any(isinstance(x, torch.Tensor | list | tuple) for x in value):
         return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0])}"
-    shown = _SHORT.repr(value)
+    try:
+        shown = " ".join(_SHORT.repr(value).split())
+    except Exception:  # a __repr__ of the caller's may raise anything; the message at hand matters more
+        shown = "a value without a repr"
     return f"{shown if len(shown) <= 100 else shown[:97] + '...'} ({type(value).__name__})"
 
 

@@ -91,13 +91,16 @@ def fit(
     folder = run / runs.CHECKPOINTS
     best_metric = config.best_metric if validation else None
     optimizer, schedule = make_optimizer(config), make_schedule(config)
-    if resume:
-        checkpoint.find(folder)
-    else:
-        runs.refuse_run(run)
-    changed = _changed_settings(run, record, fixed) if resume else []
-    check_fit(task, config, validation, device)
     with ExitStack() as stack:
+        # Before anything of the run is read: another process may be writing it.
+        if not resume:
+            runs.refuse_run(run)
+        elif run.is_dir():
+            stack.enter_context(runs.locked(run))
+        if resume:
+            checkpoint.find(folder)
+        changed = _changed_settings(run, record, fixed) if resume else []
+        check_fit(task, config, validation, device)
         stack.enter_context(_threads(config.threads))
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
         if resume:
@@ -106,11 +109,12 @@ def fit(
                 raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
         run.mkdir(parents=True, exist_ok=True)
         changed += _changed_versions(run, config.seed) if resume else []
-        stack.enter_context(runs.locked(run))
-        if not (resume and state.step == config.steps):
-            runs.write_record(run, record, config.seed)
+        if not resume:
+            stack.enter_context(runs.locked(run))
         sink = open_sink(run, state.step, config.steps, console=console)
         stack.callback(sink.close)
+        if not (resume and state.step == config.steps):
+            runs.write_record(run, record, config.seed)
         for change in changed:
             sink.note(f"resumed with another {change}")
         step = make_train_step(

@@ -17,6 +17,7 @@ from mfk.core.files import write_atomically
 from mfk.train.checkpoint import FOLDER as CHECKPOINTS
 from mfk.train.checkpoint import CheckpointError, saved
 
+LOCK = ".lock"
 HISTORY, LOGS, CONFIG, VERSIONS = "history.jsonl", "logs", "config.yaml", "versions.json"
 
 
@@ -82,7 +83,7 @@ def locked(run: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with (run / ".lock").open("a") as file:
+    with (run / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,9 +94,12 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def refuse_run(folder: Path) -> None:
-    """FileExistsError if `folder` holds a run, or is no folder."""
+    """FileExistsError if `folder` holds a run, is one that another process trains in, or is no folder."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: expected a folder, it is a file")
+    if (folder / LOCK).exists():
+        with locked(folder):
+            pass
     found = [name for name in (CONFIG, HISTORY, CHECKPOINTS) if (folder / name).exists()]
     if found and saved(folder / CHECKPOINTS):
         raise FileExistsError(

@@ -33,4 +33,6 @@ def test_a_description_is_one_short_line() -> None:
     for value in long:
         text = describe(value)
         assert len(text) < 200 and "\n" not in text
+    lines = type("Lines", (), {"__repr__": lambda self: "x\n" * 1000})()
+    assert "\n" not in describe(lines) and "without a repr" in describe(10**5000)
     assert describe([torch.zeros(2)]) == "a list of 1, the first a tensor of shape (2,), torch.float32"

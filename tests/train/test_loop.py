@@ -36,6 +36,7 @@ from mfk.train import (
     validation_metrics,
 )
 from mfk.train.config import make_optimizer
+from mfk.train.runs import locked
 
 CONFIG = TrainConfig(
     steps=20,
@@ -373,3 +374,18 @@ def test_a_resumed_run_tells_what_changed_and_refuses_what_is_fixed(tmp_path, ca
     changed = {"data": {"sigma": 0.1}, "lr": 2e-2, "x": None}
     fit(make_task(), longer, run=run, record=changed, resume=True, fixed=("data",))
     assert "resumed with another lr (0.01 -> 0.02)" in capsys.readouterr().out
+
+
+def test_a_refused_resume_changes_nothing(tmp_path):
+    """Another process in the folder, or a history that is none: config.yaml stays as it was."""
+    run = tmp_path / "run"
+    fit(make_task(), replace(CONFIG, steps=4), run=run, record={"lr": 1e-2}, console=False)
+    before = (run / "config.yaml").read_bytes()
+    longer = replace(CONFIG, steps=8)
+    with locked(run), pytest.raises(FileExistsError, match="another process"):
+        fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
+    with (run / "history.jsonl").open("a") as file:
+        file.write("[1, 2]\n")
+    with pytest.raises(ValueError, match=r"history\.jsonl: expected one record"):
+        fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
+    assert (run / "config.yaml").read_bytes() == before

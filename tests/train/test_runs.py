@@ -107,3 +107,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"^--out: cannot make the folder .*file/run"):
         claim_run(tmp_path / "file" / "run", "panda")
+
+
+def test_a_run_that_another_process_trains_is_not_offered_for_deletion(tmp_path):
+    (tmp_path / "history.jsonl").write_text("")
+    with locked(tmp_path), pytest.raises(FileExistsError, match="another process is training"):
+        claim_run(tmp_path, "panda")
+    with pytest.raises(FileExistsError, match="stopped before its first checkpoint"):
+        claim_run(tmp_path, "panda")
