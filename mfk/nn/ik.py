@@ -101,8 +101,8 @@ class KinematicNet(nn.Module):
         chain: the robot; its numbers become constants.
         width: of the residual stream.
         blocks: LN-Linear-SiLU-Linear, twice as wide inside.
-        damping: λ of J⁺ = Jᵀ(JJᵀ + λ²)⁻¹, in m and rad; 0.07 costs little accuracy at regular poses and
-            keeps the step bounded near singular ones.
+        damping: λ of J⁺ = Jᵀ(JJᵀ + λ²)⁻¹, in m and rad; it keeps the step bounded near singular poses
+            and costs accuracy at regular ones, which the network has to give back.
     """
 
     def __init__(self, chain: Chain, width: int = 256, blocks: int = 2, damping: float = 0.07) -> None:

@@ -20,6 +20,10 @@ Solver = Callable[[Tensor, Tensor], Tensor]
 """(reference [N, dof], pose [N, 7]) -> q [N, dof]."""
 
 
+FALLING = (0.07, 0.03, DAMPING)
+"""Dampings of three least-squares steps that begin carefully, in m and rad."""
+
+
 @dataclass(frozen=True)
 class SolverResult:
     """How one solver did on the held-out poses."""
@@ -42,7 +46,7 @@ def solvers(
     """The rows of the table: baselines, the network, and the network refined.
 
     Numerical steps are damped least-squares (Levenberg-Marquardt) steps in float64, clipped to the limits;
-    the network runs in float32. "falling damping" starts at the network's own damping.
+    the network runs in float32. "falling damping" takes the dampings `FALLING`.
 
     Args:
         chain: the robot.
@@ -51,7 +55,6 @@ def solvers(
         params: parameters after it.
         buffers: the model's buffers.
     """
-    falling = (0.07, 0.03, DAMPING)
 
     def numerical(*dampings: float) -> Solver:
         return lambda reference, pose: refine(chain, reference, pose, dampings)
@@ -68,7 +71,7 @@ def solvers(
         "1 least-squares step": numerical(DAMPING),
         "2 least-squares steps": numerical(*[DAMPING] * 2),
         "3 least-squares steps": numerical(*[DAMPING] * 3),
-        "3 steps, falling damping": numerical(*falling),
+        "3 steps, falling damping": numerical(*FALLING),
         "untrained network": network(untrained, 1),
         "untrained + 1 LM step": network(untrained, 1, DAMPING),
         "network, 1 step": network(params, 1),

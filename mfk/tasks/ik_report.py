@@ -12,7 +12,7 @@ import torch
 
 from mfk.core.files import write_atomically
 from mfk.tasks.ik import PoseErrors
-from mfk.tasks.ik_compare import SolverResult
+from mfk.tasks.ik_compare import FALLING, SolverResult
 from mfk.tasks.ik_solve import DAMPING
 
 
@@ -95,7 +95,7 @@ def _markdown(results: Sequence[SolverResult], facts: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Errors are those of the pose by forward kinematics in float64. Least-squares (LM) steps are damped, "
-        f"lambda = {DAMPING} (falling: 0.07, 0.03, 0.01), and clipped to the joint limits.",
+        f"lambda = {DAMPING} (falling: {', '.join(map(str, FALLING))}), and clipped to the joint limits.",
         "",
         "![error](error_cdf.png)",
         "![loss](loss.png)",

@@ -59,9 +59,9 @@ def fit(
     """Train `task` in the folder `run` until ``config.steps``, a signal, or divergence.
 
     Logged as ``train/<metric>`` and ``val/<metric>``. A validation and a checkpoint are made before the
-    first step, every so many steps and at the end, and a checkpoint at every new best. Ctrl-C and
-    SIGTERM finish the step, save and return. A resumed run ends with bit-identical parameters
-    (same machine, versions, thread count).
+    first step, every so many steps and at the end, and a checkpoint at every new best. Ctrl-C,
+    SIGTERM and a closed terminal finish the step, save and return. A resumed run ends with bit-identical
+    parameters (same machine, versions, thread count).
 
     Args:
         task: the problem; its evaluate sees the averaged parameters where there are any.
@@ -79,7 +79,7 @@ def fit(
         console: report on the terminal.
 
     Raises:
-        FileExistsError: the folder holds a run, and `resume` is off.
+        FileExistsError: the folder holds a run and `resume` is off, or another process trains in it.
         CheckpointError: `resume`, and there is no checkpoint that fits.
         TrainingDiverged: too many steps in a row were not finite; the message names step, metric and the
             last checkpoint.
@@ -92,23 +92,23 @@ def fit(
     best_metric = config.best_metric if validation else None
     optimizer, schedule = make_optimizer(config), make_schedule(config)
     with ExitStack() as stack:
-        # Before anything of the run is read: another process may be writing it.
-        if not resume:
-            runs.refuse_run(run)
-        elif run.is_dir():
-            stack.enter_context(runs.locked(run))
-        if resume:
-            checkpoint.find(folder)
-        changed = _changed_settings(run, record, fixed) if resume else []
-        check_fit(task, config, validation, device)
         stack.enter_context(_threads(config.threads))
+        changed: list[str] = []
+        if resume:
+            # Before anything of the run is read: another process may be writing it.
+            if run.is_dir():
+                stack.enter_context(runs.locked(run))
+            checkpoint.find(folder)
+            changed += _changed_settings(run, record, fixed) + _changed_versions(run, config.seed)
+        else:
+            runs.refuse_run(run)
+        check_fit(task, config, validation, device)
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
         if resume:
             state = checkpoint.load(folder, state)
             if state.step > config.steps:
                 raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
         run.mkdir(parents=True, exist_ok=True)
-        changed += _changed_versions(run, config.seed) if resume else []
         if not resume:
             stack.enter_context(runs.locked(run))
         sink = open_sink(run, state.step, config.steps, console=console)
