@@ -10,7 +10,7 @@ from mfk.kinematics.ik import (
     least_squares_step,
     pose_error,
 )
-from mfk.kinematics.robots import panda, ur10, urdf_text
+from mfk.kinematics.robots import RobotConfig, frames, load_robot, panda, ur10, urdf_text
 from mfk.kinematics.rotations import (
     matrix_to_pose,
     matrix_to_quaternion,
@@ -38,6 +38,7 @@ from mfk.kinematics.urdf import load_urdf
 __all__ = [
     "Chain",
     "Joint",
+    "RobotConfig",
     "check_joints",
     "check_pose",
     "clip_to_limits",
@@ -45,8 +46,10 @@ __all__ = [
     "damped_step",
     "forward",
     "forward_matrix",
+    "frames",
     "jacobian",
     "least_squares_step",
+    "load_robot",
     "load_urdf",
     "matrix_to_pose",
     "matrix_to_quaternion",

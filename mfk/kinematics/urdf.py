@@ -7,22 +7,19 @@ axis. Everything else about the robot (masses, meshes, transmissions, other bran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
-from xml.etree.ElementTree import Element, ParseError
+from typing import Any
+from xml.etree.ElementTree import Element
 
 import torch
-from defusedxml import DefusedXmlException
-from defusedxml import ElementTree as SafeElementTree
 from torch import Tensor
 
 from mfk.core.types import describe
 from mfk.kinematics import rotations
 from mfk.kinematics.chain import Chain, Joint, Kind, Vector, serial_chain
 from mfk.kinematics.ik import check_pose
+from mfk.kinematics.urdf_tree import Edge, Tree, attribute, read_tree, rigid_links, route
 
 _MOVING: dict[str, Kind] = {
     "fixed": "fixed",
@@ -30,15 +27,6 @@ _MOVING: dict[str, Kind] = {
     "continuous": "continuous",
     "prismatic": "prismatic",
 }
-
-
-class _Edge(NamedTuple):
-    """A joint element with its ends, its numbers still unread."""
-
-    name: str
-    parent: str
-    child: str
-    element: Element
 
 
 def load_urdf(
@@ -54,7 +42,8 @@ def load_urdf(
     Args:
         path_or_text: a file's path, or the URDF itself: a string whose first visible character is "<".
         tip: name of the link whose pose is wanted.
-        base: name of the link whose frame poses are given in; the robot's root link by default.
+        base: name of the link whose frame poses are given in; the robot's root link by default. It is an
+            ancestor of the tip, or hangs from one by fixed joints (the `base` of ROS-Industrial's UR).
         base_offset: pose of the base link in the frame that poses shall be given in, [7] or [4, 4].
         tool_offset: pose of the tool in the tip link's frame, [7] (x y z in m, qw qx qy qz) or [4, 4].
 
@@ -64,120 +53,77 @@ def load_urdf(
             complete; the message names the file, the element, and what was expected.
         TypeError: an argument of the wrong type.
     """
-    if not isinstance(tip, str):
-        raise TypeError(f"tip: expected the name of a link, got {describe(tip)}")
-    source, content = _read(path_or_text)
-    robot = _parse(source, content)
-    edges = _path(source, robot, tip, base)
-    return serial_chain(
-        name=robot.get("name") or "robot",
-        base=edges[0].parent,
-        tip=tip,
-        joints=[_joint(f"{source}: joint {edge.name!r}", edge) for edge in edges],
+    for argument, link in (("tip", tip), ("base", base)):
+        if not isinstance(link, str) and (link is not None or argument == "tip"):
+            raise TypeError(f"{argument}: expected the name of a link, got {describe(link)}")
+    return _chain(
+        read_tree(path_or_text),
+        tip,
+        base,
         base_offset=None if base_offset is None else _offset("base_offset", base_offset),
         tool_offset=None if tool_offset is None else _offset("tool_offset", tool_offset),
     )
 
 
-def _read(path_or_text: str | PathLike[str]) -> tuple[str, str | bytes]:
-    """(what to call it in messages, content)."""
-    if isinstance(path_or_text, str):
-        text = path_or_text.lstrip("\ufeff \t\r\n")
-        if text.startswith("<"):
-            return "URDF text", text
-        if not text:
-            raise ValueError("path_or_text: expected a file's path or URDF text, got an empty string")
-    elif not isinstance(path_or_text, PathLike):
-        raise TypeError(f"path_or_text: expected a str or a path, got {describe(path_or_text)}")
-    path = Path(path_or_text)
-    if len(str(path)) > 4096 or len(path.name) > 255:
-        raise ValueError(f"path_or_text: expected a file's path or URDF text, got {describe(str(path))}")
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a URDF file, got a directory")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; URDF given as text must start with '<'")
-    content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"{path}: expected a URDF, got an empty file")
-    return str(path), content
+def sibling_chains(path_or_text: str | PathLike[str], chain: Chain) -> Iterator[Chain]:
+    """Every chain of a URDF that has the moving joints of `chain`; they differ in base and tip.
+
+    The bases are the links fixed to the link that carries the first joint, the tips those fixed to the
+    link that the last joint carries. `chain` with its own base and tip comes first, then those that
+    share one of the two. A pair with a fixed joint whose numbers cannot be read is no chain.
+
+    Raises:
+        ValueError: `chain` is not from this URDF; or as `load_urdf`.
+    """
+    tree = read_tree(path_or_text)
+    edges = {edge.name: edge for edge in tree.edges}
+    if not {*chain.joint_names} <= edges.keys():
+        raise ValueError(f"chain: expected one of {tree.source}, got {chain}")
+    bases = rigid_links(tree, edges[chain.joint_names[0]].parent)
+    tips = rigid_links(tree, edges[chain.joint_names[-1]].child)
+    pairs = [(base, tip) for base in bases for tip in tips]
+    pairs.sort(key=lambda pair: 2 * (pair[0] != chain.base) + (pair[1] != chain.tip))
+    for base, tip in pairs:
+        try:
+            yield _chain(tree, tip, base)
+        except ValueError:
+            continue
 
 
-def _parse(source: str, content: str | bytes) -> Element:
-    try:
-        root = SafeElementTree.fromstring(content, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise ValueError(
-            f"{source}: expected a URDF without document type, entities or external references "
-            f"({type(error).__name__})"
-        ) from None
-    except (ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{source}: expected well-formed XML: {error}") from None
-    if root.tag != "robot":
-        raise ValueError(f"{source}: expected the root element <robot>, got <{root.tag}>")
-    return root
+def _chain(
+    tree: Tree,
+    tip: str,
+    base: str | None,
+    base_offset: Tensor | None = None,
+    tool_offset: Tensor | None = None,
+) -> Chain:
+    branch, path = route(tree, tip, base)
+    if branch:
+        from_base = _inverse(_joints(tree, branch))
+        base_offset = from_base if base_offset is None else base_offset @ from_base
+    name = path[0].parent if base is None else base
+    return serial_chain(tree.name, name, tip, _joints(tree, path), base_offset, tool_offset)
 
 
-def _path(source: str, robot: Element, tip: str, base: str | None) -> list[_Edge]:
-    """The joints from `base` (or the root) to `tip`, in that order."""
-    links = [_attribute(source, element, "name") for element in robot.findall("link")]
-    _check_unique(source, "link", links)
-    edges = [_edge(source, element) for element in robot.findall("joint")]
-    _check_unique(source, "joint", [edge.name for edge in edges])
-    for argument, link in (("tip", tip), ("base", base)):
-        if link is not None and link not in links:
-            _raise_unknown_link(source, argument, link, links)
-    into: dict[str, list[_Edge]] = {}
-    for edge in edges:
-        into.setdefault(edge.child, []).append(edge)
-    path: list[_Edge] = []
-    seen = {tip}
-    link = tip
-    while link != base and link in into:
-        parents = into[link]
-        if len(parents) > 1:
-            names = ", ".join(repr(edge.name) for edge in parents[:4])
-            raise ValueError(
-                f"{source}: link {link!r}: expected one parent joint, got {len(parents)}: {names}"
-            )
-        path.append(parents[0])
-        link = parents[0].parent
-        if link not in links:
-            raise ValueError(f"{source}: joint {parents[0].name!r}: its parent link {link!r} is not defined")
-        if link in seen:
-            raise ValueError(f"{source}: link {link!r} is its own ancestor; expected a tree of links")
-        seen.add(link)
-    if base is not None and link != base:
-        raise ValueError(
-            f"{source}: base: expected a link between the root {link!r} and {tip!r}, got {base!r}"
-        )
-    if not path:
-        raise ValueError(
-            f"{source}: expected a joint between the base and the tip, got one link, {tip!r}, for both"
-        )
-    return path[::-1]
+def _joints(tree: Tree, edges: list[Edge]) -> list[Joint]:
+    return [_joint(f"{tree.source}: joint {edge.name!r}", edge) for edge in edges]
 
 
-def _raise_unknown_link(source: str, argument: str, link: str, links: list[str]) -> NoReturn:
-    near = get_close_matches(link, links, n=5)
-    shown = ", ".join(near or links[:12])
-    more = f" and {len(links) - 12} more" if not near and len(links) > 12 else ""
-    raise ValueError(
-        f"{source}: {argument}: no link named {link!r}; "
-        f"{'did you mean' if near else 'the links are'}: {shown}{more}"
-    )
+def _inverse(fixed: list[Joint]) -> Tensor:
+    """The inverse of a row of fixed joints' transform, [4, 4] in float64."""
+    total = torch.eye(4, dtype=torch.float64, device="cpu")
+    for joint in fixed:
+        xyz, rpy = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (joint.xyz, joint.rpy))
+        back = torch.eye(4, dtype=torch.float64, device="cpu")
+        back[:3, :3] = rotations.rpy_to_matrix(rpy).T
+        back[:3, 3] = -back[:3, :3] @ xyz
+        total = back @ total
+    return total
 
 
-def _edge(source: str, element: Element) -> _Edge:
-    name = _attribute(source, element, "name")
-    where = f"{source}: joint {name!r}"
-    parent = _attribute(where, _only(where, element, "parent"), "link")
-    child = _attribute(where, _only(where, element, "child"), "link")
-    return _Edge(name, parent, child, element)
-
-
-def _joint(where: str, edge: _Edge) -> Joint:
+def _joint(where: str, edge: Edge) -> Joint:
     """The numbers of one joint on the path, checked."""
-    kind = _MOVING.get(_attribute(where, edge.element, "type"))
+    kind = _MOVING.get(attribute(where, edge.element, "type"))
     if kind is None:
         raise ValueError(
             f"{where}: type: expected fixed, revolute, continuous or prismatic, "
@@ -209,7 +155,7 @@ def _limits(where: str, kind: Kind, limit: Element | None) -> tuple[float, float
     if limit is None:
         raise ValueError(f'{where}: a {kind} joint needs <limit lower="..." upper="..."/>, got none')
     lower, upper = (
-        _number(f"{where}: limit: {side}", _attribute(f"{where}: limit", limit, side))
+        _number(f"{where}: limit: {side}", attribute(f"{where}: limit", limit, side))
         for side in ("lower", "upper")
     )
     if lower > upper:
@@ -237,28 +183,6 @@ def _number(where: str, text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{where}: expected a finite number, got {text!r}")
     return number
-
-
-def _attribute(where: str, element: Element, name: str) -> str:
-    value = element.get(name)
-    if not value:
-        raise ValueError(f"{where}: <{element.tag}>: expected the attribute {name}")
-    return value
-
-
-def _only(where: str, element: Element, tag: str) -> Element:
-    found = element.findall(tag)
-    if len(found) != 1:
-        raise ValueError(f"{where}: expected one <{tag}>, got {len(found)}")
-    return found[0]
-
-
-def _check_unique(source: str, what: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{source}: expected {what} names to differ, got {name!r} twice")
-        seen.add(name)
 
 
 def _offset(name: str, offset: Tensor | Sequence[Any]) -> Tensor:

@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from mfk import kinematics as kin
+from mfk.kinematics.urdf import sibling_chains
 
 ARM = """<?xml version="1.0" encoding="utf-8"?>
 <robot name="arm">
@@ -65,6 +68,77 @@ def test_another_base_and_offsets() -> None:
     plain = kin.forward_matrix(kin.load_urdf(ARM, "tool", base="foot"), q)
     expected = stand @ plain @ kin.pose_to_matrix(torch.tensor(tool, dtype=torch.float64))
     torch.testing.assert_close(kin.forward_matrix(chain, q), expected, rtol=0, atol=1e-15)
+
+
+BRACKETED = ARM.replace(
+    "</robot>",
+    """
+  <link name="wall"/><link name="socket"/><link name="plate"/><link name="loose"/>
+  <joint name="b1" type="fixed"><parent link="foot"/><child link="wall"/>
+    <origin xyz="0.1 -0.2 0.3" rpy="0.4 -0.5 0.6"/></joint>
+  <joint name="b2" type="fixed"><parent link="wall"/><child link="socket"/>
+    <origin xyz="-0.7 0.8 0.9" rpy="1.0 1.1 -1.2"/></joint>
+  <joint name="b3" type="fixed"><parent link="tool"/><child link="plate"/><origin xyz="0 0 0.01"/></joint>
+  <joint name="b4" type="revolute"><parent link="wall"/><child link="loose"/>
+    <limit lower="0" upper="1" velocity="1"/></joint>
+</robot>""",
+)
+
+
+def by_hand(x: float, y: float, z: float, roll: float, pitch: float, yaw: float) -> np.ndarray:
+    """The 4 x 4 matrix of an <origin>, by scipy: rotations about the fixed axes x, y, z in this order."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", [roll, pitch, yaw]).as_matrix()
+    matrix[:3, 3] = x, y, z
+    return matrix
+
+
+@pytest.mark.parametrize(("base", "joints"), [("wall", 1), ("socket", 2)])
+def test_a_base_that_hangs_from_the_path_by_fixed_joints(base: str, joints: int) -> None:
+    here = by_hand(0.1, -0.2, 0.3, 0.4, -0.5, 0.6)
+    here = here @ by_hand(-0.7, 0.8, 0.9, 1.0, 1.1, -1.2) if joints == 2 else here
+    chain = kin.load_urdf(BRACKETED, "tool", base=base)
+    assert (chain.base, chain.tip, chain.joint_names) == (base, "tool", ("hip", "wheel", "rail"))
+    q = torch.tensor([[0.3, -0.7, 0.2], [1.0, 2.0, 0.1]], dtype=torch.float64)
+    plain = kin.forward_matrix(kin.load_urdf(BRACKETED, "tool", base="foot"), q)
+    expected = torch.from_numpy(np.linalg.inv(here)) @ plain
+    torch.testing.assert_close(kin.forward_matrix(chain, q), expected, rtol=0, atol=1e-14)
+    stand = torch.from_numpy(by_hand(1, 2, 3, 0, 0, 0.5))
+    moved = kin.load_urdf(BRACKETED, "tool", base=base, base_offset=stand)
+    torch.testing.assert_close(kin.forward_matrix(moved, q), stand @ expected, rtol=0, atol=1e-14)
+
+
+def test_a_base_that_moves_against_the_path_is_refused() -> None:
+    near = "base: expected a link between the root 'world' and 'tool', or one fixed to such a link, got "
+    for base, joint in (("loose", "b4"), ("camera", "mount")):
+        with pytest.raises(ValueError, match=f"{near}'{base}' \\(joint '{joint}' is not fixed\\)"):
+            kin.load_urdf(BRACKETED, "tool", base=base)
+    # Joints that may be numbered wrongly but do not lie between the two are not read; these do.
+    broken = BRACKETED.replace('rpy="0.4 -0.5 0.6"', 'rpy="0.4 -0.5"')
+    assert kin.load_urdf(broken, "tool", base="foot").dof == 3
+    with pytest.raises(ValueError, match="joint 'b1': origin: rpy: expected three numbers"):
+        kin.load_urdf(broken, "tool", base="socket")
+    with pytest.raises(ValueError, match="expected a joint between the base and the tip, got 'plate', fixed"):
+        kin.load_urdf(BRACKETED, "tool", base="plate")
+    island = ARM.replace("</robot>", '<link name="island"/></robot>')
+    with pytest.raises(ValueError, match=f"{near}'island'$"):
+        kin.load_urdf(island, "tool", base="island")
+
+
+def test_chains_between_other_links_with_the_same_joints() -> None:
+    chain = kin.load_urdf(BRACKETED, "tool", base="foot")
+    others = list(sibling_chains(BRACKETED, chain))
+    pairs = [(other.base, other.tip) for other in others]
+    assert others[0] == chain
+    assert pairs[1] == ("foot", "plate")
+    assert {*pairs} == {(b, t) for b in ("foot", "world", "wall", "socket") for t in ("tool", "plate")}
+    assert len(pairs) == 8
+    for other in others:
+        assert other == kin.load_urdf(BRACKETED, other.tip, base=other.base)
+    broken = BRACKETED.replace('rpy="0.4 -0.5 0.6"', 'rpy="0.4 -0.5"')
+    assert {other.base for other in sibling_chains(broken, chain)} == {"foot", "world"}
+    with pytest.raises(ValueError, match=r"chain: expected one of URDF text, got Chain\(panda"):
+        next(sibling_chains(BRACKETED, kin.panda()))
 
 
 def test_files_paths_and_byte_order_marks(tmp_path: Path) -> None:
@@ -151,7 +225,7 @@ def test_unknown_links_are_listed() -> None:
     with pytest.raises(ValueError, match="base: no link named 'bas'"):
         kin.load_urdf(ARM, "tool", base="bas")
     with pytest.raises(
-        ValueError, match="base: expected a link between the root 'world' and 'tool', got 'camera'"
+        ValueError, match=r"base: expected a link between the root 'world' and 'tool', .* got 'camera'"
     ):
         kin.load_urdf(ARM, "tool", base="camera")
     with pytest.raises(ValueError, match="one link, 'tool', for both"):
@@ -208,3 +282,5 @@ def test_wrong_arguments(argument: str) -> None:
         kin.load_urdf(content, "tool")
     with pytest.raises(TypeError, match="tip: expected the name of a link, got 3"):
         kin.load_urdf(ARM, number)
+    with pytest.raises(TypeError, match="base: expected the name of a link, got 3"):
+        kin.load_urdf(ARM, "tool", base=number)
