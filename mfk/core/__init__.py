@@ -2,11 +2,25 @@
 
 from mfk.core import rng, tree
 from mfk.core.model import stateless
-from mfk.core.types import Aux, Batch, Field, Metrics, Model, Optimizer, Params, Rows, Schedule, Task, Tree
+from mfk.core.types import (
+    Aux,
+    Batch,
+    Batches,
+    Field,
+    Metrics,
+    Model,
+    Optimizer,
+    Params,
+    Rows,
+    Schedule,
+    Task,
+    Tree,
+)
 
 __all__ = [
     "Aux",
     "Batch",
+    "Batches",
     "Field",
     "Metrics",
     "Model",

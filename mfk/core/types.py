@@ -7,7 +7,7 @@ checkpoint see through it; there is no base class to inherit from.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -43,6 +43,13 @@ class Rows(NamedTuple):
     def all(total: int) -> Rows:
         """Every row of a batch of `total`."""
         return Rows(range(total), total)
+
+
+class Batches(NamedTuple):
+    """Where the batches of a run come from: in an order that a step's number decides."""
+
+    start: Callable[[int], Iterator[Batch]]  # (first step) -> the batches from that step on, without end
+    per_epoch: int | None  # batches of one pass over the data; None if there are no passes
 
 
 class Model(NamedTuple):

@@ -1,5 +1,31 @@
 """Floor 2: generators and readers of training data."""
 
+from mfk.data.augment import AugmentConfig, IKPaths, augment, check_augment
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
+from mfk.data.ik_files import IKFile, IKRows, read_ik
+from mfk.data.ik_generate import Generated, generate_ik, plan_ik
+from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
+from mfk.data.tensors import read_tensors
 
-__all__ = ["IKDataConfig", "IKSamples", "draw_ik", "sampling_range"]
+__all__ = [
+    "AugmentConfig",
+    "Generated",
+    "IKDataConfig",
+    "IKFile",
+    "IKPaths",
+    "IKRows",
+    "IKSamples",
+    "LoaderConfig",
+    "augment",
+    "batches_from",
+    "batches_of",
+    "check_augment",
+    "draw_ik",
+    "generate_ik",
+    "plan_ik",
+    "read_ik",
+    "read_tensors",
+    "row_order",
+    "sampling_range",
+    "split_rows",
+]
