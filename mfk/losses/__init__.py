@@ -2,7 +2,7 @@
 
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
 from mfk.losses.sampling import sample
-from mfk.losses.times import TimeConfig, draw_times, jvp_rows
+from mfk.losses.times import TimeConfig, draw_times, end_times, jvp_rows
 from mfk.losses.weighting import adaptive_weight, distance_weight
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "adaptive_weight",
     "distance_weight",
     "draw_times",
+    "end_times",
     "flow_matching",
     "jvp_rows",
     "meanflow",

@@ -117,10 +117,15 @@ def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tup
 
 
 def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """u(z, r, t), which must have z's shape (ValueError) and dtype (TypeError)."""
+    """u(z, r, t), which must have z's shape (ValueError) and dtype (TypeError).
+
+    Under torch.autocast a field may return the lower precision asked for there; it is widened to z's.
+    """
     out = u(z, r, t)
     if not isinstance(out, Tensor) or out.shape != z.shape:
         raise ValueError(f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}")
+    if out.dtype != z.dtype and torch.is_autocast_enabled(z.device.type):
+        out = out.to(z.dtype)
     if out.dtype != z.dtype:
         raise TypeError(f"u: expected the field to return z's dtype {z.dtype}, got {out.dtype}")
     return out

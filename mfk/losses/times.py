@@ -64,17 +64,40 @@ def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Te
         pair = rng.beta(key, rows, config.alpha, config.beta, (2,))
     else:
         start = rng.beta(key, rows, config.alpha, config.beta, (1,))
-        share = rng.uniform(rng.key(seed, step, "end times"), rows, (1,))
-        pair = torch.cat((start, start + (1 - start) * share), 1)
+        pair = torch.cat((start, _uniform_end(start, seed, step, rows)), 1)
     r, t = pair.amin(1, keepdim=True), pair.amax(1, keepdim=True)
-    last = jvp_rows(config, rows.total)
-    count = len(range(rows.index.start, min(rows.index.stop, last), rows.index.step))
-    return r, t[:count]
+    return r, t[: _count(config, rows)]
+
+
+def end_times(config: TimeConfig, r: Tensor, t: Tensor | None, seed: int, step: int, rows: Rows) -> Tensor:
+    """End times of those rows that have one, where the start times are given, [n, 1].
+
+    Args:
+        config: its `jvp_share`; the distribution has no part in it.
+        r: start times of all rows, [len(rows.index), 1].
+        t: end times of all rows, alike; None draws t ~ U(r, 1).
+        seed: of the run.
+        step: of the run.
+        rows: which rows of the global batch; MeanFlow rows come first in it.
+    """
+    _check(config)
+    ends = _uniform_end(r, seed, step, rows) if t is None else t
+    return ends[: _count(config, rows)]
 
 
 def jvp_rows(config: TimeConfig, total: int) -> int:
     """How many of a global batch's `total` rows are MeanFlow rows."""
     return round(config.jvp_share * total)
+
+
+def _uniform_end(start: Tensor, seed: int, step: int, rows: Rows) -> Tensor:
+    return start + (1 - start) * rng.uniform(rng.key(seed, step, "end times"), rows, (1,))
+
+
+def _count(config: TimeConfig, rows: Rows) -> int:
+    """How many of `rows` are among the MeanFlow rows."""
+    last = jvp_rows(config, rows.total)
+    return len(range(rows.index.start, min(rows.index.stop, last), rows.index.step))
 
 
 def _check(config: TimeConfig) -> None:

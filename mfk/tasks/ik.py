@@ -7,7 +7,8 @@ on the pose that the solution reaches: one step is q = q_reference + u(q_referen
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -17,13 +18,14 @@ from torch import Tensor
 from mfk.core import rng, stateless
 from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
-from mfk.data import IKDataConfig, draw_ik
+from mfk.data import AugmentConfig, IKDataConfig, augment, check_augment, draw_ik
 from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
 from mfk.losses import (
     TimeConfig,
     adaptive_weight,
     distance_weight,
     draw_times,
+    end_times,
     flow_matching,
     jvp_rows,
     meanflow_terms,
@@ -66,6 +68,7 @@ class IKConfig:
     data: IKDataConfig = field(default_factory=IKDataConfig)
     times: TimeConfig = field(default_factory=TimeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 class PoseErrors(NamedTuple):
@@ -74,6 +77,9 @@ class PoseErrors(NamedTuple):
     position: Tensor  # [...], float64, m
     rotation: Tensor  # [...], float64, rad
 
+
+_ROWS = frozenset(("q", "v", "q_target", "pose", "r", "t"))
+_VALIDATION_ROWS = 1024  # of one batch
 
 ROOTS = ("meanflow_residual", "velocity_norm")
 """Metrics that the loss reports as squares, to be logged as their root mean squares."""
@@ -95,13 +101,17 @@ def ik_field(model: Model, params: Params, buffers: Params, pose: Tensor) -> Fie
 
 
 def ik_task(chain: Chain, config: IKConfig) -> Task:
-    """Train a one-step solver for `chain`; its batches are made by ``draw`` from nothing.
+    """Train a one-step solver for `chain`.
 
     The loss of a row is w ‖Δ‖², summed over rows, and the weight is the number of rows. The first rows
     of a drawn batch, as many as "t" has, are MeanFlow rows from time r to t; the rest are flow
     matching at r. ``evaluate`` reports the raw loss and one network step from the reference.
+
+    ``draw`` makes its rows from nothing, or takes those of a batch with the keys of `mfk.data.IKRows`:
+    q, v, q_target, pose, r and, where the end times are given too, t.
     """
     model = ik_model(chain, config.net)
+    check_augment(chain, config.augment)
     for name in ("weight_c", "weight_p"):
         value = getattr(config.loss, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -109,17 +119,26 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:
-            raise ValueError(f"batch: expected {{}}, the task makes its own data; got {sorted(batch)}")
-        q = draw_ik(chain, config.data, seed, step, rows)
-        r, t = draw_times(config.times, seed, step, rows)
-        v = q.q_target - q.q_reference
+            unknown = sorted((batch.keys() ^ _ROWS) - {"t"})
+            if unknown:
+                raise ValueError(
+                    f"batch: expected {{}} or the keys {sorted(_ROWS)}, t optional; see {unknown}"
+                )
+            q, v, q_target, pose, r = (batch[name] for name in ("q", "v", "q_target", "pose", "r"))
+            t = end_times(config.times, r, batch.get("t"), seed, step, rows)
+        else:
+            drawn = draw_ik(chain, config.data, seed, step, rows)
+            r, t = draw_times(config.times, seed, step, rows)
+            q_target, pose = drawn.q_target, drawn.pose
+            v = q_target - drawn.q_reference
+            q = drawn.q_reference + r * v
+        path = augment(chain, config.augment, q, v, q_target, pose, r, seed=seed, step=step, rows=rows)
         return {
-            "z": q.q_reference + r * v,
-            "v": v,
+            "z": path.q,
+            "v": path.v,
             "r": r,
             "t": t,
-            "pose": q.pose,
-            "reference": q.q_reference,
+            "pose": path.pose,
             "jvp_share": torch.tensor(jvp_rows(config.times, rows.total) / rows.total, device="cpu"),
         }
 
@@ -148,7 +167,8 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         _, weight, aux = loss(params, state, batch, params)
         u = ik_field(model, params, state, batch["pose"])
-        q = clip_to_limits(chain, sample(u, batch["reference"]))
+        reference = clip_to_limits(chain, batch["z"] - batch["r"] * batch["v"])
+        q = clip_to_limits(chain, sample(u, reference))
         errors = pose_errors(chain, q, batch["pose"])
         totals = {
             "val_loss": aux.metrics["raw_error"],
@@ -161,15 +181,29 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     return Task(init=model.init, draw=draw, loss=loss, evaluate=evaluate)
 
 
-def validation_batches(task: Task, seed: int, rows: int, batch_size: int = 1024) -> list[Batch]:
-    """Complete batches that no training step sees: the draws of a seed of their own."""
+def validation_batches(
+    chain: Chain, config: IKConfig, seed: int, rows: int, data: Mapping[str, Tensor] | None = None
+) -> list[Batch]:
+    """Complete batches for ``evaluate``, without augmentation; ValueError for fewer than one row.
+
+    Args:
+        chain: the robot.
+        config: the task's.
+        seed: of the run. Draws that no training step makes are derived from it.
+        rows: how many; of `data` the first so many, or all that there are.
+        data: rows with the keys of `mfk.data.IKRows`; None draws them.
+    """
+    if rows < 1:
+        raise ValueError(f"rows: expected at least 1, got {rows}")
+    plain = ik_task(chain, replace(config, augment=AugmentConfig()))
     held_out = rng.key(seed, "validation") % 2**63
-    params_free: Tree = {}
-    starts = range(0, rows, batch_size)
-    return [
-        task.draw(held_out, 0, Rows(range(start, min(start + batch_size, rows)), rows), params_free, {})
-        for start in starts
-    ]
+    total = rows if data is None else min(rows, len(data["q"]))
+    batches = []
+    for start in range(0, total, _VALIDATION_ROWS):
+        index = range(start, min(start + _VALIDATION_ROWS, total))
+        given = {} if data is None else {name: x[index.start : index.stop] for name, x in data.items()}
+        batches.append(plain.draw(held_out, 0, Rows(index, total), {}, given))
+    return batches
 
 
 def pose_errors(chain: Chain, q: Tensor, target: Tensor) -> PoseErrors:

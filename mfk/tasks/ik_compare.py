@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,32 +83,37 @@ def solvers(
     }
 
 
+class HeldOut(NamedTuple):
+    """Problems that no training step has seen."""
+
+    q_target: Tensor  # [rows, dof], a solution each; float32, rad or m
+    q_reference: Tensor  # [rows, dof], where the solvers start
+
+
+def held_out(chain: Chain, data: IKDataConfig, poses: int, seed: int = 0) -> HeldOut:
+    """`poses` problems drawn as `data` says; training draws never coincide with them."""
+    drawn = draw_ik(chain, data, rng.key(seed, "held-out poses") % 2**63, 0, Rows.all(poses))
+    return HeldOut(drawn.q_target, drawn.q_reference)
+
+
 def compare(
-    chain: Chain,
-    data: IKDataConfig,
-    named: Mapping[str, Solver],
-    *,
-    poses: int = 5_000,
-    seed: int = 0,
-    repeats: int = 7,
+    chain: Chain, problems: HeldOut, named: Mapping[str, Solver], *, repeats: int = 7
 ) -> tuple[list[SolverResult], dict[str, PoseErrors]]:
-    """Run every solver on held-out poses; errors by forward kinematics in float64.
+    """Run every solver on held-out problems; errors by forward kinematics in float64.
 
     The time is the median over `repeats` calls on all poses, on the threads at hand; the solvers take turns,
     so that a machine that slows down slows all of them.
 
     Args:
         chain: the robot.
-        data: how references are drawn.
+        problems: as from `held_out`.
         named: name -> solver.
-        poses: number of held-out poses.
-        seed: of the held-out poses; training draws never coincide with them.
         repeats: timed calls of each solver.
     """
-    drawn = draw_ik(chain, data, rng.key(seed, "held-out poses") % 2**63, 0, Rows.all(poses))
-    pose = forward(chain, drawn.q_target.double())
-    errors = {name: pose_errors(chain, solve(drawn.q_reference, pose), pose) for name, solve in named.items()}
-    seconds = [[_time(solve, drawn.q_reference, pose) for solve in named.values()] for _ in range(repeats)]
+    reference, poses = problems.q_reference, len(problems.q_target)
+    pose = forward(chain, problems.q_target.double())
+    errors = {name: pose_errors(chain, solve(reference, pose), pose) for name, solve in named.items()}
+    seconds = [[_time(solve, reference, pose) for solve in named.values()] for _ in range(repeats)]
     medians = [sorted(times)[repeats // 2] for times in zip(*seconds, strict=True)]
     results = [
         _summary(name, errors[name], median / poses * 1e6)

@@ -8,7 +8,7 @@ import torch
 
 from mfk import kinematics, optim, train
 from mfk.core import Rows, tree
-from mfk.data import IKDataConfig, draw_ik
+from mfk.data import AugmentConfig, IKDataConfig, draw_ik
 from mfk.losses import TimeConfig, flow_matching, meanflow, meanflow_residual
 from mfk.tasks import ik, ik_compare, ik_report, ik_solve
 
@@ -16,8 +16,12 @@ CHAIN = kinematics.panda()
 SMALL = ik.NetConfig(width=16, blocks=1)
 
 
+def small_config(**changes) -> ik.IKConfig:
+    return ik.IKConfig(net=SMALL, **changes)
+
+
 def small_task(**changes):
-    return ik.ik_task(CHAIN, ik.IKConfig(net=SMALL, **changes))
+    return ik.ik_task(CHAIN, small_config(**changes))
 
 
 def drawn(task, rows: Rows | None = None, step: int = 0):
@@ -28,7 +32,6 @@ def drawn(task, rows: Rows | None = None, step: int = 0):
 def test_path_and_poses() -> None:
     _, _, batch = drawn(small_task())
     z1 = batch["z"] + (1 - batch["r"]) * batch["v"]
-    torch.testing.assert_close(z1, batch["reference"] + batch["v"], atol=1e-6, rtol=0)
     torch.testing.assert_close(kinematics.forward(CHAIN, z1), batch["pose"], atol=1e-5, rtol=0)
     assert len(batch["t"]) == round(TimeConfig().jvp_share * 32)
 
@@ -89,7 +92,7 @@ def test_training_lowers_the_error() -> None:
     task = small_task(times=TimeConfig(jvp_share=0.25))
     optimizer = optim.adamw((0.9, 0.999), 1e-8, 0.0)
     state = train.init_state(task, optimizer, 0)
-    validation = ik.validation_batches(task, 0, 512)
+    validation = ik.validation_batches(CHAIN, small_config(), 0, 512)
     before = train.validation_metrics(task, state, validation, "cpu")
     step = train.make_train_step(task, optimizer, optim.constant(1e-3), seed=0, batch_size=256)
     for _ in range(200):
@@ -98,11 +101,45 @@ def test_training_lowers_the_error() -> None:
     assert after["position_mm"] < 0.985 * before["position_mm"]
 
 
-def test_validation_rows_do_not_depend_on_the_batch_size() -> None:
-    task = small_task()
-    whole, parts = (ik.validation_batches(task, 0, 10, size) for size in (10, 4))
+def test_validation_rows_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ik.validation_batches(CHAIN, small_config(), 0, 10)
+    monkeypatch.setattr(ik, "_VALIDATION_ROWS", 4)
+    parts = ik.validation_batches(CHAIN, small_config(), 0, 10)
     assert [len(b["z"]) for b in parts] == [4, 4, 2]
     torch.testing.assert_close(torch.cat([b["pose"] for b in parts]), whole[0]["pose"], atol=1e-6, rtol=0)
+
+
+def _rows(count: int) -> dict[str, torch.Tensor]:
+    """Rows of straight paths, as a data file has them."""
+    drawn = draw_ik(CHAIN, IKDataConfig(), 3, 0, Rows.all(count))
+    r = torch.linspace(0, 0.9, count).unsqueeze(1)
+    v = drawn.q_target - drawn.q_reference
+    q = drawn.q_reference + r * v
+    return {"q": q, "v": v, "q_target": drawn.q_target, "pose": drawn.pose, "r": r, "t": r + 0.5 * (1 - r)}
+
+
+def test_rows_of_a_file_are_trained_on_as_they_are() -> None:
+    task, given = small_task(times=TimeConfig(jvp_share=0.5)), _rows(8)
+    batch = task.draw(0, 0, Rows.all(8), {}, given)
+    assert torch.equal(batch["z"], given["q"]) and torch.equal(batch["v"], given["v"])
+    assert torch.equal(batch["r"], given["r"]) and torch.equal(batch["t"], given["t"][:4])
+    del given["t"]
+    batch = task.draw(0, 0, Rows.all(8), {}, given)
+    assert bool((batch["t"] >= given["r"][:4]).all()) and bool((batch["t"] <= 1).all())
+    # Drawn for the global batch: micro-batch 1 of 2 has the rows 1, 3, 5, 7, of which 1 and 3 have a t.
+    half = {name: x[1::2] for name, x in given.items()}
+    part = task.draw(0, 0, Rows(range(1, 8, 2), 8), {}, half)
+    assert torch.equal(part["t"], batch["t"][1::2])
+    assert not torch.equal(task.draw(0, 1, Rows.all(8), {}, given)["t"], batch["t"])
+
+
+def test_validation_of_a_file_takes_its_first_rows_without_augmentation() -> None:
+    config, given = small_config(augment=AugmentConfig(joint_noise=0.5)), _rows(8)
+    (batch,) = ik.validation_batches(CHAIN, config, 0, 5, given)
+    assert torch.equal(batch["z"], given["q"][:5])
+    assert len(ik.validation_batches(CHAIN, config, 0, 100, given)[0]["z"]) == 8
+    task = small_task(augment=AugmentConfig(joint_noise=0.5))
+    assert not torch.equal(task.draw(0, 0, Rows.all(8), {}, given)["z"], given["q"])
 
 
 def test_pose_errors_of_a_known_turn() -> None:
@@ -144,8 +181,8 @@ def test_report_files_and_baselines(tmp_path) -> None:
     model = ik.ik_model(CHAIN, SMALL)
     params, buffers = model.init(0)
     named = ik_compare.solvers(CHAIN, model, params, params, buffers)
-    data = IKDataConfig()
-    results, errors = ik_compare.compare(CHAIN, data, named, poses=1000, repeats=1)
+    problems = ik_compare.held_out(CHAIN, IKDataConfig(), 1000)
+    results, errors = ik_compare.compare(CHAIN, problems, named, repeats=1)
     found = {r.solver: r for r in results}
     # SYSTEMS' independent figures for sigma = 0.1: 85.3 mm and 33.4 % after one step.
     assert found["do nothing"].position_mean_mm == pytest.approx(85.3, rel=0.05)
@@ -165,7 +202,10 @@ def test_report_files_and_baselines(tmp_path) -> None:
 
 def test_held_out_poses_are_the_same_for_every_network() -> None:
     named = {"do nothing": lambda reference, pose: reference}
-    runs = [ik_compare.compare(CHAIN, IKDataConfig(), named, poses=50, repeats=1)[0][0] for _ in range(2)]
+    runs = [
+        ik_compare.compare(CHAIN, ik_compare.held_out(CHAIN, IKDataConfig(), 50), named, repeats=1)[0][0]
+        for _ in range(2)
+    ]
     assert runs[0].position_mean_mm == runs[1].position_mean_mm
     training = draw_ik(CHAIN, IKDataConfig(), 0, 0, Rows.all(50))
     doing_nothing = ik.pose_errors(CHAIN, training.q_reference, training.pose).position.mean()
