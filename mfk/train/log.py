@@ -1,18 +1,19 @@
-"""Where metrics go: history.jsonl, TensorBoard, and the terminal."""
+"""Where metrics go: history.jsonl, TensorBoard, trackers, and the terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mfk.core.files import write_atomically
 from mfk.train.runs import HISTORY, LOGS
+from mfk.train.terminal import LogLevel, Note, open_terminal
+from mfk.train.trackers import Tracker, check_trackers, open_tracker
 
 
 class Sink(NamedTuple):
@@ -20,76 +21,112 @@ class Sink(NamedTuple):
 
     log: Callable[[int, Mapping[str, float]], None]  # (steps made, metrics) -> written and flushed
     advance: Callable[[int], None]  # (steps made): moves the progress bar
-    note: Callable[[str], None]  # (text): one line on the terminal
+    note: Note  # (text, level="info"): one line on the terminal, if it shows that level
     close: Callable[[], None]
 
 
-class _Terminal(NamedTuple):
-    show: Callable[[int, Mapping[str, float]], None]  # (steps made, metrics)
-    advance: Callable[[int], None]  # (steps made)
-    note: Callable[[str], None]
-    stop: Callable[[], None]
-
-
-_SILENT = _Terminal(lambda step, metrics: None, lambda step: None, lambda text: None, lambda: None)
-
-
-def open_sink(run: Path, start: int, total: int, *, console: bool = True) -> Sink:
+def open_sink(
+    run: Path,
+    start: int,
+    total: int,
+    *,
+    console: bool = True,
+    level: LogLevel = "info",
+    trackers: Sequence[Tracker] = (),
+    record: Mapping[str, Any] | None = None,
+) -> Sink:
     """Open the logs of a run that has made `start` of `total` steps.
 
     ``history.jsonl`` takes one JSON object a line: step, time (seconds since 1970) and the metrics
     by name; NaN and infinities are the strings "nan", "inf", "-inf", which ``float`` reads. Records
     past `start`, left by a run that was killed after its last checkpoint, are cut off; TensorBoard
-    hides its own. The terminal gets a progress bar, or plain lines where it is none.
+    hides its own. The terminal gets a progress bar, or plain lines where it is none; `level` thins out the
+    terminal only. A tracker that fails is told of once and left out from then on.
+
+    Args:
+        run: the run's folder.
+        start: steps made.
+        total: steps of the whole run.
+        console: report on the terminal at all.
+        level: the least that the terminal shows, see `mfk.train.terminal.open_terminal`.
+        trackers: further places for the metrics, see `mfk.train.trackers`.
+        record: the run's settings, as plain data, for the trackers.
+
+    Raises:
+        ValueError: `level` or `trackers` is not known, a tracker's package is not installed, or the history
+            holds a line that is no record.
     """
     run = Path(run)
+    check_trackers(trackers)
     history = run / HISTORY
     if history.exists():
         _cut(history, start)
-    file = history.open("a", encoding="utf-8")
-    board = _open_board(run / LOGS, start)
-    terminal = (_bar if _on_terminal() else _lines)(start, total) if console else _SILENT
+    with ExitStack() as stack:
+        terminal = open_terminal(start, total, console=console, level=level)
+        stack.callback(terminal.stop)
+        file = stack.enter_context(history.open("a", encoding="utf-8"))
+        board = _open_board(run / LOGS, start)
+        stack.callback(board.close)
+        tracks = []
+        for name in trackers:
+            tracker = open_tracker(name, run, start, record or {}, terminal.note)
+            stack.callback(tracker.close)
+            tracks.append(tracker.log)
+        close = stack.pop_all().close
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
-        record = {"step": step, "time": round(time.time(), 3)}
-        record |= {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+        entry = {"step": step, "time": round(time.time(), 3)}
+        entry |= {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
         file.flush()
         for name, x in metrics.items():
             # tensorboardX prints a warning for each other value; the history has them.
             if math.isfinite(x):
                 board.add_scalar(name, x, step)
+        for track in tracks:
+            track(step, metrics)
         terminal.show(step, metrics)
-
-    def close() -> None:
-        terminal.stop()
-        file.close()
-        board.close()
 
     return Sink(log, terminal.advance, terminal.note, close)
 
 
 def read_history(run: Path | str) -> list[dict[str, Any]]:
-    """The records of a run's history.jsonl, in order, with "nan", "inf" and "-inf" as floats."""
+    """The records of a run's history.jsonl, in order, with "nan", "inf" and "-inf" as floats.
+
+    Raises:
+        FileNotFoundError: there is no history. ValueError: a line of it is no record.
+    """
+    return [
+        {name: float(x) if isinstance(x, str) else x for name, x in record.items()}
+        for record in history_records(Path(run) / HISTORY)
+    ]
+
+
+def history_records(history: Path) -> list[dict[str, Any]]:
+    """The records of a history.jsonl as they are written; without a last line that was being written.
+
+    Raises:
+        FileNotFoundError: there is no history. ValueError: a line of it is no record.
+    """
+    # What follows the last newline was cut short by a kill.
+    lines = history.read_bytes().split(b"\n")[:-1]
     records = []
-    for line in (Path(run) / HISTORY).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        records.append({k: float(v) if isinstance(v, str) else v for k, v in record.items()})
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            got = line[:80].decode("utf-8", "replace")
+            raise ValueError(
+                f"{history}: expected one record with its step a line, got {got!r} in line {number}"
+            )
+        records.append(record)
     return records
 
 
 def _cut(history: Path, start: int) -> None:
-    kept = []
-    for line in history.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            # The line that was being written when the process was killed.
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{history}: expected one record with its step a line, got {line[:80]!r}")
-        if record["step"] <= start:
-            kept.append(line + "\n")
+    kept = [json.dumps(record) + "\n" for record in history_records(history) if record["step"] <= start]
     write_atomically(history, "".join(kept))
 
 
@@ -98,76 +135,3 @@ def _open_board(folder: Path, start: int) -> Any:
 
     # A killed process loses these seconds of TensorBoard; the history is written at once.
     return SummaryWriter(logdir=str(folder), purge_step=start + 1 if start else None, flush_secs=5)
-
-
-def _on_terminal() -> bool:
-    from rich.console import Console
-
-    return Console().is_terminal
-
-
-def _figures(metrics: Mapping[str, float]) -> str:
-    """The few metrics that fit on a line."""
-    parts = []
-    for name, form in (
-        ("train/loss", "loss {:.4g}"),
-        ("val/val_loss", "val_loss {:.4g}"),
-        ("train/lr", "lr {:.2e}"),
-        ("train/samples_per_second", "{:.0f} samples/s"),
-    ):
-        if name in metrics:
-            parts.append(form.format(metrics[name]))
-    return "  ".join(parts)
-
-
-def _bar(start: int, total: int) -> _Terminal:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    progress = Progress(
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        # Drawn by the loop itself: no thread that could outlive it.
-        auto_refresh=False,
-    )
-    progress.start()
-    job = progress.add_task("", total=total, completed=start)
-    shown: dict[str, float] = {}
-    drawn = [0.0]
-
-    def show(step: int, metrics: Mapping[str, float]) -> None:
-        shown.update(metrics)
-        progress.update(job, completed=step, description=_figures(shown), refresh=True)
-
-    def advance(step: int) -> None:
-        now = time.monotonic()
-        if now - drawn[0] > 0.1:
-            drawn[0] = now
-            progress.update(job, completed=step, refresh=True)
-
-    def note(text: str) -> None:
-        progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    return _Terminal(show, advance, note, progress.stop)
-
-
-def _lines(start: int, total: int) -> _Terminal:
-    begun = time.monotonic()
-    printed = [-math.inf]
-
-    def show(step: int, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        is_validation = any(name.startswith("val/") for name in metrics)
-        if now - printed[0] < 5.0 and step < total and not is_validation:
-            return
-        printed[0] = now
-        left = (now - begun) / max(step - start, 1) * (total - step)
-        note(f"step {step}/{total}  {_figures(metrics)}  ETA {int(left) // 60}:{int(left) % 60:02d}")
-
-    def note(text: str) -> None:
-        # A pipe that nobody reads any more, or a full disk behind it, must not end a training.
-        with suppress(OSError):
-            print(text, file=sys.stdout, flush=True)
-
-    return _Terminal(show, lambda step: None, note, lambda: None)
