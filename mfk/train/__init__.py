@@ -2,18 +2,20 @@
 
 from mfk.train.checkpoint import CheckpointError, Saved, find, load, load_params, load_state, save, saved
 from mfk.train.config import TrainConfig
+from mfk.train.device import resolve_device
+from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
-from mfk.train.loop import Batches, FitResult, TrainingDiverged, check_fit, fit
+from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
 from mfk.train.runs import claim_run, versions, write_record
 from mfk.train.state import Guard, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
 
 __all__ = [
-    "Batches",
     "CheckpointError",
     "FitResult",
     "Guard",
+    "RunConfig",
     "Saved",
     "Sink",
     "TrainConfig",
@@ -26,12 +28,14 @@ __all__ = [
     "fit",
     "inference_params",
     "init_state",
+    "launch",
     "load",
     "load_params",
     "load_state",
     "make_train_step",
     "open_sink",
     "read_history",
+    "resolve_device",
     "save",
     "saved",
     "validation_metrics",

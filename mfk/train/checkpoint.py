@@ -43,6 +43,7 @@ class Saved(NamedTuple):
     step: int
     path: Path
     metrics: dict[str, float]  # as given to `save`; NaN and infinities included
+    best_metric: str | None  # as given to `save`
     leaves: dict[str, dict[str, Any]]  # name -> shape, dtype
     files: dict[str, list[int]]  # path below `path` -> size [bytes], CRC-32
 
@@ -52,7 +53,7 @@ def save(
     state: TrainState,
     metrics: Mapping[str, float] | None = None,
     *,
-    keep_last: int = 2,
+    keep_last: int | None = 2,
     best_metric: str | None = None,
 ) -> Path:
     """Write `state` under ``<folder>/<step>``, then delete what need not be kept.
@@ -63,8 +64,8 @@ def save(
         folder: made if it is not there.
         state: all tensors; they may be donated as soon as this returns.
         metrics: stored with the checkpoint.
-        keep_last: >= 1.
-        best_metric: a name in `metrics`; None keeps the last ones only.
+        keep_last: >= 1; None keeps all.
+        best_metric: a name in `metrics`, remembered as what "best" means here; None keeps the last ones only.
 
     Returns:
         Path: the checkpoint's folder.
@@ -73,7 +74,7 @@ def save(
         ValueError: `keep_last` < 1. FileExistsError: that step was saved before.
         OSError: the folder cannot be written; earlier checkpoints are untouched.
     """
-    if keep_last < 1:
+    if keep_last is not None and keep_last < 1:
         raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
     folder = Path(folder).absolute()
     path = folder / f"{state.step:08d}"
@@ -94,6 +95,7 @@ def save(
             "step": state.step,
             # JSON has no NaN or infinity: they travel as text.
             "metrics": {k: v if math.isfinite(v) else str(v) for k, v in (metrics or {}).items()},
+            "best_metric": best_metric,
             "leaves": leaves,
             "files": {name: _stamp(path / name) for name in _files(path)},
         }
@@ -103,7 +105,8 @@ def save(
             f"{path}: could not write the checkpoint ({_first_line(error)}). "
             f"Complete checkpoints left as they were: {[c.step for c in saved(folder)]}"
         ) from error
-    _retain(folder, keep_last, best_metric)
+    if keep_last is not None:
+        _retain(folder, keep_last, best_metric)
     return path
 
 
@@ -111,37 +114,31 @@ def load(
     folder: Path | str,
     like: AnyTree,
     step: int | Literal["latest", "best"] = "latest",
-    *,
-    best_metric: str | None = None,
 ) -> AnyTree:
     """The state saved at `step`, with the structure, devices and memory layouts of `like`.
 
     Args:
         folder: a run's folder, its folder of checkpoints, or one checkpoint.
         like: a TrainState of the same model, e.g. from `init_state`; its numbers do not matter.
-        step: a step, or "latest", or "best" by `best_metric`.
-        best_metric: name of the metric whose lowest value is best.
+        step: a step, "latest", or "best" (see `find`).
 
     Raises:
         CheckpointError: no such checkpoint, a leaf that is missing, unknown, or of another shape or
             dtype, or damaged files. The message names folder and leaf, and says what to do.
     """
-    chosen = find(folder, step, best_metric=best_metric)
-    return _restore(chosen, like, prefix="")
+    return _restore(find(folder, step), like, prefix="")
 
 
 def load_params(
     folder: Path | str,
     like: AnyTree,
     step: int | Literal["latest", "best"] = "latest",
-    *,
-    best_metric: str | None = None,
 ) -> AnyTree:
     """The parameters for inference: the averaged ones where the run kept an average.
 
     `like` is a parameter tree of the model; the rest is as in `load`.
     """
-    chosen = find(folder, step, best_metric=best_metric)
+    chosen = find(folder, step)
     averaged = any(name == "ema" or name.startswith("ema/") for name in chosen.leaves)
     return _restore(chosen, like, prefix="ema" if averaged else "params")
 
@@ -150,11 +147,9 @@ def load_state(
     folder: Path | str,
     like: AnyTree,
     step: int | Literal["latest", "best"] = "latest",
-    *,
-    best_metric: str | None = None,
 ) -> AnyTree:
     """The task's carried state (codebooks, running statistics); `like` as returned by ``task.init``."""
-    return _restore(find(folder, step, best_metric=best_metric), like, prefix="state")
+    return _restore(find(folder, step), like, prefix="state")
 
 
 def saved(folder: Path | str) -> list[Saved]:
@@ -168,12 +163,12 @@ def saved(folder: Path | str) -> list[Saved]:
     return sorted(found, key=lambda c: c.step)
 
 
-def find(
-    folder: Path | str, step: int | Literal["latest", "best"] = "latest", *, best_metric: str | None = None
-) -> Saved:
+def find(folder: Path | str, step: int | Literal["latest", "best"] = "latest") -> Saved:
     """One complete checkpoint; CheckpointError where there is none such.
 
     `folder` is a run's folder, its folder of checkpoints, or one checkpoint (`step` is then not asked).
+    "best" is the one with the lowest value of the metric that the latest was saved with as its
+    `best_metric`, and the latest itself where there is none such: a run without validation.
     """
     folder = Path(folder).absolute()
     if (folder / MANIFEST).exists():
@@ -187,12 +182,11 @@ def find(
     if step == "latest":
         return listed[-1]
     if step == "best":
-        chosen = _best(listed, best_metric)
+        metric = listed[-1].best_metric
+        chosen = listed[-1] if metric is None else _best(listed, metric)
         if chosen is None:
-            known = sorted({name for c in listed for name in c.metrics})
             raise CheckpointError(
-                f"{folder}: no checkpoint records a finite {best_metric!r}; metrics recorded: {known}. "
-                "Ask for the latest instead."
+                f"{folder}: no checkpoint records a finite {metric!r}. Ask for the latest instead."
             )
         return chosen
     for checkpoint in listed:
@@ -282,7 +276,8 @@ def _manifest(path: Path) -> Saved:
         if sealed["crc"] != _seal(record):
             raise ValueError("is not what was written")
         metrics = {name: float(value) for name, value in record["metrics"].items()}
-        return Saved(int(record["step"]), path, metrics, dict(record["leaves"]), dict(record["files"]))
+        best = record["best_metric"]
+        return Saved(int(record["step"]), path, metrics, best, dict(record["leaves"]), dict(record["files"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"{MANIFEST}: {_first_line(error)}") from error
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+from mfk.core.config import refuse_unused
 from mfk.core.types import Optimizer, Schedule, describe
 from mfk.optim import adamw, decays_by_name, warmup_constant, warmup_cosine, warmup_linear
+from mfk.train.log import LogLevel
+from mfk.train.step import Precision
+from mfk.train.trackers import TRACKERS, Tracker
 
 
 @dataclass(frozen=True)
@@ -15,17 +19,27 @@ class TrainConfig:
     """How a task is trained."""
 
     steps: int = 10_000
-    """Optimizer steps in all."""
+    """Optimizer steps in all; --epochs takes its place."""
+    epochs: int | None = None
+    """Passes over the data in all, in place of steps."""
+    steps_per_epoch: int | None = None
+    """Length of an epoch where data are made on the fly; the epochs of a data file have their own."""
     batch_size: int = 256
     """Rows of the global batch."""
     accumulate: int = 1
     """Micro-batches that a batch is split into; changes memory and time, not the result."""
+    device: str = "auto"
+    """auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    precision: Precision = "fp32"
+    """Of the loss's matrix products; parameters, moments and validation stay in fp32."""
     lr: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 1e-6
     """Learning rate at the end of the schedule."""
     warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; --warmup-epochs takes its place."""
+    warmup_epochs: int | None = None
+    """Epochs of linear warm-up, in place of warmup_steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; constant ignores min_lr."""
     weight_decay: float = 1e-2
@@ -38,16 +52,34 @@ class TrainConfig:
     """Largest global gradient norm; None does not clip."""
     ema_decay: float | None = 0.999
     """Decay of the averaged parameters per step; None keeps none."""
-    validate_every: int = 1_000
-    """Steps between validations."""
-    log_every: int = 50
-    """Steps between log records."""
-    checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
-    keep_last: int = 2
-    """Checkpoints kept beside the best one."""
+    validate_every: int | None = 1_000
+    """Steps between validations; None: only by epochs, and at both ends of the run."""
+    validate_every_epochs: int | None = None
+    """Epochs between validations, beside those by steps."""
+    patience: int | None = None
+    """Early stopping: the run ends after so long without progress; None never."""
+    patience_unit: Literal["validations", "epochs"] = "validations"
+    """What patience counts."""
+    min_delta: float = 0.0
+    """Early stopping: the share of best_metric's last counted value that it must fall by to count."""
+    log_every: int | None = 50
+    """Steps between log records; None: only by epochs, and at the end."""
+    log_every_epochs: int | None = None
+    """Epochs between log records of the metrics' means over those epochs (epoch/...)."""
+    log_level: LogLevel = "info"
+    """What the terminal shows: debug, info, warning or error; the files are complete in any case."""
+    trackers: tuple[Tracker, ...] = ()
+    """Further places for the metrics, both offline: wandb, mlflow (extras of their names)."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace with torch.profiler, into logs/."""
+    checkpoint_every: int | None = 1_000
+    """Steps between checkpoints; None: only by epochs, at a new best, and at the end."""
+    checkpoint_every_epochs: int | None = None
+    """Epochs between checkpoints, beside those by steps."""
+    keep_last: int | None = 2
+    """Checkpoints kept beside the best one; None keeps all."""
     best_metric: str = "val_loss"
-    """Validation metric that picks the best checkpoint; lower is better."""
+    """Validation metric that picks the best checkpoint and drives early stopping; lower is better."""
     max_consecutive_skips: int = 10
     """Steps skipped in a row, because they were not finite, that stop the run."""
     seed: int = 0
@@ -62,34 +94,98 @@ def make_optimizer(config: TrainConfig) -> Optimizer:
 
 
 def make_schedule(config: TrainConfig) -> Schedule:
-    """The learning rate as configured."""
+    """The learning rate as configured; `config` as from `in_steps`."""
     if config.schedule == "constant":
         return warmup_constant(config.lr, config.warmup_steps)
     shape = {"cosine": warmup_cosine, "linear": warmup_linear}[config.schedule]
     return shape(config.lr, config.warmup_steps, config.steps, config.min_lr)
 
 
+def in_steps(config: TrainConfig, per_epoch: int | None) -> TrainConfig:
+    """`config` with its length and its warm-up in steps.
+
+    `per_epoch` is the length of the data's own epoch, which goes before ``config.steps_per_epoch``; None if
+    they have none.
+
+    Raises:
+        ValueError: a setting in epochs where an epoch has no length; a setting out of range.
+    """
+    check_config(config)
+    own_epochs = per_epoch is not None
+    per_epoch = per_epoch or config.steps_per_epoch
+    if per_epoch is None:
+        named = [name for name in _IN_EPOCHS if getattr(config, name) is not None]
+        named += ["patience_unit"] * (config.patience_unit == "epochs")
+        if named:
+            raise ValueError(
+                f"{named[0]}: data that are made on the fly have no epochs; give --steps-per-epoch, or --data"
+            )
+    elif not own_epochs and not _uses_epochs(config):
+        raise ValueError("steps_per_epoch: has no effect, no setting is in epochs; leave it out")
+    steps = config.steps if config.epochs is None else config.epochs * (per_epoch or 0)
+    if config.profile is not None and config.profile[0] >= steps:
+        raise ValueError(
+            f"profile: expected to begin before step {steps}, the run's end, got {config.profile}"
+        )
+    warmup = config.warmup_steps
+    if config.warmup_epochs is not None:
+        warmup = config.warmup_epochs * (per_epoch or 0)
+    resolved = replace(
+        config, steps=steps, epochs=None, steps_per_epoch=per_epoch, warmup_steps=warmup, warmup_epochs=None
+    )
+    if config.schedule != "constant" and warmup > steps:
+        name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
+        raise ValueError(f"{name}: expected at most the run's {steps} steps, got {warmup}")
+    return resolved
+
+
+def is_due(step: int, every: int | None, every_epochs: int | None, per_epoch: int | None) -> bool:
+    """Whether something happens after `step` steps that happens every so many steps, or epochs, or both."""
+    if every is not None and step % every == 0:
+        return True
+    return every_epochs is not None and per_epoch is not None and step % (every_epochs * per_epoch) == 0
+
+
+_IN_EPOCHS = (
+    "epochs", "warmup_epochs", "validate_every_epochs", "log_every_epochs", "checkpoint_every_epochs",
+)  # fmt: skip
+
+
+def _uses_epochs(config: TrainConfig) -> bool:
+    return config.patience_unit == "epochs" or any(getattr(config, name) is not None for name in _IN_EPOCHS)
+
+
 def check_config(config: TrainConfig) -> None:
     """ValueError that names the first setting out of range; nothing has to be built or written to know."""
-    counts = [
-        "steps", "batch_size", "accumulate", "validate_every", "log_every", "checkpoint_every", "keep_last",
-        "max_consecutive_skips",
-    ]  # fmt: skip
-    for name in counts + ["threads"] * (config.threads is not None):
+    for name in ("steps", "batch_size", "accumulate", "max_consecutive_skips"):
         _check_number(name, getattr(config, name), 1, whole=True)
+    optional = (
+        *_IN_EPOCHS, "steps_per_epoch", "validate_every", "log_every", "checkpoint_every", "keep_last",
+        "patience", "threads",
+    )  # fmt: skip
+    for name in optional:
+        if getattr(config, name) is not None:
+            _check_number(name, getattr(config, name), 0 if name == "warmup_epochs" else 1, whole=True)
     if config.accumulate > config.batch_size:
         raise ValueError(
             f"accumulate: expected at most batch_size, {config.batch_size}, got {config.accumulate}"
         )
     _check_number("warmup_steps", config.warmup_steps, 0, whole=True)
-    for name in ("lr", "min_lr", "weight_decay", "eps"):
+    for name in ("lr", "min_lr", "weight_decay", "eps", "min_delta"):
         _check_number(name, getattr(config, name), 0)
-    if config.schedule not in ("cosine", "linear", "constant"):
-        raise ValueError(f"schedule: expected cosine, linear or constant, got {config.schedule!r}")
+    for name, choices in (
+        ("schedule", ("cosine", "linear", "constant")),
+        ("precision", get_args(Precision)),
+        ("patience_unit", ("validations", "epochs")),
+        ("log_level", get_args(LogLevel)),
+    ):
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name}: expected one of {choices}, got {getattr(config, name)!r}")
+    for tracker in config.trackers:
+        if tracker not in TRACKERS or config.trackers.count(tracker) > 1:
+            raise ValueError(f"trackers: expected some of {TRACKERS}, each once, got {config.trackers}")
     if config.schedule != "constant" and config.min_lr > config.lr:
         raise ValueError(f"min_lr: expected at most lr, {config.lr}, got {config.min_lr}")
-    if config.schedule != "constant" and config.warmup_steps > config.steps:
-        raise ValueError(f"warmup_steps: expected at most steps, {config.steps}, got {config.warmup_steps}")
     for name in ("clip", "ema_decay"):
         if getattr(config, name) is not None:
             _check_number(name, getattr(config, name), 0)
@@ -97,6 +193,14 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("clip: expected a positive number or None, got 0")
     if config.ema_decay is not None and config.ema_decay > 1:
         raise ValueError(f"ema_decay: expected at most 1, got {config.ema_decay}")
+    refuse_unused(config, config.patience is not None, "patience_unit", "min_delta")
+    if config.min_delta >= 1:
+        raise ValueError(f"min_delta: expected a share below 1, got {config.min_delta}")
+    if config.profile is not None:
+        for step in config.profile:
+            _check_number("profile", step, 0, whole=True)
+        if config.profile[0] > config.profile[1]:
+            raise ValueError(f"profile: expected the first step and the last, got {config.profile}")
     make_optimizer(config)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +13,19 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk.core import tree
-from mfk.core.types import Batch, Metrics, Task
-from mfk.train import checkpoint, runs
-from mfk.train.config import TrainConfig, check_config, make_optimizer, make_schedule
+from mfk.core.types import Batch, Batches, Metrics, Task
+from mfk.data.loader import batches_from
+from mfk.train import checkpoint, runs, stopping
+from mfk.train.changes import changed_settings, changed_versions
+from mfk.train.config import TrainConfig, check_config, in_steps, is_due, make_optimizer, make_schedule
+from mfk.train.device import resolve_device
+from mfk.train.exports import write_exports
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
+from mfk.train.profile import profiled
 from mfk.train.state import TrainState, inference_params, init_state
 from mfk.train.step import count_rows, make_train_step
 from mfk.train.validate import validation_metrics
-
-Batches = Callable[[int], Iterator[Batch]]
-"""(first step) -> the batches from that step on, so that a resumed run sees what it would have seen."""
 
 
 class FitResult(NamedTuple):
@@ -32,9 +33,10 @@ class FitResult(NamedTuple):
 
     state: TrainState
     interrupted: int  # number of the signal that stopped it, the state being saved; 0 for none
+    stopped_early: bool  # it ended for want of progress
     best_step: int  # step of the best validation; -1 without one
     best: float  # its value
-    run: Path  # holds checkpoints/, logs/, history.jsonl, config.yaml, versions.json
+    run: Path  # holds checkpoints/, logs/, history.jsonl, config.yaml, versions.json, result.json
 
 
 class TrainingDiverged(RuntimeError):
@@ -48,20 +50,20 @@ def fit(
     run: Path | str,
     record: Mapping[str, Any],
     validation: Sequence[Batch] = (),
-    batches: Batches | None = None,
+    batches: Batches | Iterable[Batch] | None = None,
     resume: bool = False,
+    init_from: Path | str | None = None,
     resume_hint: str = "",
     roots: Collection[str] = (),
     fixed: Collection[str] = (),
-    device: torch.device | str = "cpu",
     console: bool = True,
 ) -> FitResult:
-    """Train `task` in the folder `run` until ``config.steps``, a signal, or divergence.
+    """Train `task` in the folder `run` until its last step, early stopping, a signal, or divergence.
 
-    Logged as ``train/<metric>`` and ``val/<metric>``. A validation and a checkpoint are made before the
-    first step, every so many steps and at the end, and a checkpoint at every new best. Ctrl-C,
-    SIGTERM and a closed terminal finish the step, save and return. A resumed run ends with bit-identical
-    parameters (same machine, versions, thread count).
+    Logged as ``train/<metric>``, ``val/<metric>`` and, by epochs, ``epoch/<metric>``. A validation and
+    a checkpoint are made before the first step, as often as configured and at the end, and a checkpoint
+    at every new best. Ctrl-C, SIGTERM and a closed terminal finish the step, save and return. A resumed
+    run ends with bit-identical parameters (same machine, versions, thread count).
 
     Args:
         task: the problem; its evaluate sees the averaged parameters where there are any.
@@ -69,28 +71,34 @@ def fit(
         run: the run's folder, as from `claim_run`.
         record: the whole resolved configuration as plain data, written to config.yaml.
         validation: complete batches for ``task.evaluate``; sums and weights are added over them.
-        batches: where batches come from; None if ``task.draw`` makes its data from {}.
-        resume: go on from the run's latest checkpoint.
+        batches: where batches come from: `mfk.data.batches_of`, or any torch DataLoader of dicts of
+            tensors; None if ``task.draw`` makes its data from {}.
+        resume: go on from the run's latest checkpoint; a run that was killed before its first begins again.
+        init_from: a run, or a checkpoint, whose weights and carried state (the best, averaged ones) are
+            the initial ones; the optimizer and the schedule begin anew. A resumed run does not read it.
         resume_hint: the command that resumes, printed after a signal.
         roots: the loss's metrics that are mean squares and logged as their root.
         fixed: dotted keys of `record`, or the first parts of some, that a resumed run must not change; other
             changes are reported.
-        device: where everything is computed.
         console: report on the terminal.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is off, or another process trains in it.
-        CheckpointError: `resume`, and there is no checkpoint that fits.
+        CheckpointError: `resume` or `init_from`, and there is no checkpoint that fits.
         TrainingDiverged: too many steps in a row were not finite; the message names step, metric and the
             last checkpoint.
         ValueError: a setting is out of range, `batches` ended early, or evaluate lacks the metric.
         OSError: the folder cannot be written.
     """
-    check_config(config)
     run = Path(run)
     folder = run / runs.CHECKPOINTS
+    source = (
+        batches if isinstance(batches, Batches) or batches is None else batches_from(batches, config.seed)
+    )
+    plan = in_steps(config, None if source is None else source.per_epoch)
+    device = resolve_device(config.device)
     best_metric = config.best_metric if validation else None
-    optimizer, schedule = make_optimizer(config), make_schedule(config)
+    optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
         changed: list[str] = []
@@ -98,25 +106,42 @@ def fit(
             # Before anything of the run is read: another process may be writing it.
             if run.is_dir():
                 stack.enter_context(runs.locked(run))
-            checkpoint.find(folder)
-            changed += _changed_settings(run, record, fixed) + _changed_versions(run, config.seed)
+            if not runs.is_unsaved(run):
+                checkpoint.find(folder)
+            changed += changed_settings(run, record, fixed) + changed_versions(run, config.seed)
         else:
             runs.refuse_run(run)
-        check_fit(task, config, validation, device)
+        check_fit(task, config, validation)
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
-        if resume:
+        begins = not (resume and checkpoint.saved(folder))
+        if not begins:
             state = checkpoint.load(folder, state)
-            if state.step > config.steps:
-                raise ValueError(f"steps: {config.steps}, but the run in {run} has already made {state.step}")
+            if state.step > plan.steps:
+                raise ValueError(f"steps: {plan.steps}, but the run in {run} has already made {state.step}")
+        elif init_from is not None:
+            state = _with_weights(state, Path(init_from))
         run.mkdir(parents=True, exist_ok=True)
+        if begins:
+            (run / runs.HISTORY).unlink(missing_ok=True)
         if not resume:
             stack.enter_context(runs.locked(run))
-        sink = open_sink(run, state.step, config.steps, console=console)
+        sink = open_sink(
+            run,
+            state.step,
+            plan.steps,
+            console=console,
+            level=config.log_level,
+            trackers=config.trackers,
+            record=record,
+        )
         stack.callback(sink.close)
-        if not (resume and state.step == config.steps):
+        ended = state.step == plan.steps or stopping.is_over(state.guard, plan, state.step)
+        if begins or not ended:
             runs.write_record(run, record, config.seed)
         for change in changed:
-            sink.note(f"resumed with another {change}")
+            sink.note(f"resumed with another {change}", "warning")
+        if device.type == "mps":
+            sink.note("device: mps is untested; compare with a run on the CPU", "warning")
         step = make_train_step(
             task,
             optimizer,
@@ -126,39 +151,48 @@ def fit(
             accumulate=config.accumulate,
             clip=config.clip,
             ema_decay=config.ema_decay,
+            precision=config.precision,
             device=device,
         )
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             _check_params(state, folder)
+            begun = time.perf_counter()
             values = validation_metrics(task, state, validation, device)
             if not values:
                 return state, {}
             sink.log(state.step, {f"val/{name}": value for name, value in values.items()})
-            score = values[config.best_metric]
-            if score < state.guard.best:
-                guard = state.guard._replace(best=score, best_step=state.step)
-                state = state._replace(guard=guard)
-            return state, values
+            guard = stopping.judge(state.guard, values[config.best_metric], state.step, config.min_delta)
+            sink.note(f"step {state.step}: validated in {time.perf_counter() - begun:.2f} s", "debug")
+            return state._replace(guard=guard), values
 
         def save(state: TrainState, values: Mapping[str, float]) -> None:
             _check_params(state, folder)
+            begun = time.perf_counter()
             checkpoint.save(folder, state, values, keep_last=config.keep_last, best_metric=best_metric)
+            sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
         signalled = stack.enter_context(interruptible())
+        profile = stack.enter_context(profiled(run, config.profile, state.step))
         saved_at = state.step
-        if not resume:
+        values: dict[str, float] = {}
+        if begins:
             state, values = validate(state)
             save(state, values)
-        source = batches(state.step) if batches is not None else None
+        feed = None
+        if source is not None and not ended:
+            feed = source.start(state.step)
+            stack.callback(getattr(feed, "close", lambda: None))
+        epoch: Metrics = {}
         clock, rows = time.perf_counter(), 0
-        while state.step < config.steps and signalled() is None:
-            batch = {} if source is None else _next(source, state.step)
+        while not ended and signalled() is None:
+            batch = {} if feed is None else _next(feed, state.step)
             rows += count_rows(batch, config.batch_size)
             state, metrics = step(state, batch)
+            profile(state.step)
             sink.advance(state.step)
-            last = state.step == config.steps
-            logs = last or state.step % config.log_every == 0
+            ended = state.step == plan.steps
+            logs = ended or is_due(state.step, config.log_every, None, None)
             if logs or state.step % config.max_consecutive_skips == 0:
                 figures = _figures(metrics, state, roots)
                 if logs:
@@ -166,33 +200,57 @@ def fit(
                     sink.log(state.step, figures)
                     clock, rows = time.perf_counter(), 0
                 _check_guard(state, figures, config.max_consecutive_skips, folder)
+            if config.log_every_epochs is not None:
+                epoch = _add(epoch, metrics)
+                if is_due(state.step, None, config.log_every_epochs, plan.steps_per_epoch):
+                    sink.log(state.step, _means(epoch, roots))
+                    epoch = {}
             pause, values = time.perf_counter(), {}
-            if last or state.step % config.validate_every == 0:
+            if ended or is_due(
+                state.step, config.validate_every, config.validate_every_epochs, plan.steps_per_epoch
+            ):
                 state, values = validate(state)
+                if not ended and stopping.is_over(state.guard, plan, state.step):
+                    ended = True
+                    sink.note(f"early stop after step {state.step}: {stopping.verdict(state.guard, plan)}")
             is_best = bool(values) and state.guard.best_step == state.step
-            if last or is_best or state.step % config.checkpoint_every == 0:
+            if (
+                ended
+                or is_best
+                or is_due(
+                    state.step, config.checkpoint_every, config.checkpoint_every_epochs, plan.steps_per_epoch
+                )
+            ):
                 save(state, values)
                 saved_at = state.step
             clock += time.perf_counter() - pause
         if state.step != saved_at:
             save(state, {})
-        received = signalled()
-        if received is not None:
+        received = signalled() or 0
+        early = ended and state.step < plan.steps
+        if ended:
+            runs.write_result(run, _result(state, early, best_metric))
+        write_exports(run)
+        if received:
             hint = f" Resume with: {resume_hint}" if resume_hint else ""
             name = signal.Signals(received).name
-            sink.note(f"{name}: stopped after step {state.step} of {config.steps}, saved in {folder}.{hint}")
-    return FitResult(state, received or 0, state.guard.best_step, state.guard.best, run)
+            sink.note(
+                f"{name}: stopped after step {state.step} of {plan.steps}, saved in {folder}.{hint}",
+                "warning",
+            )
+    return FitResult(state, received, early, state.guard.best_step, state.guard.best, run)
 
 
-def check_fit(
-    task: Task, config: TrainConfig, validation: Sequence[Batch] = (), device: torch.device | str = "cpu"
-) -> None:
+def check_fit(task: Task, config: TrainConfig, validation: Sequence[Batch] = ()) -> None:
     """Raise what `fit` would raise for its settings, with nothing written.
 
     Raises:
         ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
     """
     check_config(config)
+    device = resolve_device(config.device)
+    if not validation and config.patience is not None:
+        raise ValueError("patience: early stopping needs validation batches, and there are none")
     if validation:
         state = init_state(task, make_optimizer(config), config.seed, device=device)
         # One batch names all metrics.
@@ -213,21 +271,62 @@ def _threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _next(source: Iterator[Batch], step: int) -> Batch:
+def _with_weights(state: TrainState, folder: Path) -> TrainState:
+    """`state` with the weights and the carried state of a run's best checkpoint."""
+    params = checkpoint.load_params(folder, state.params, "best")
+    carried = checkpoint.load_state(folder, state.state, "best")
+    ema = None if state.ema is None else tree.clone(params)
+    return state._replace(params=params, state=carried, ema=ema)
+
+
+def _next(feed: Iterator[Batch], step: int) -> Batch:
     try:
-        return next(source)
+        return next(feed)
     except StopIteration:
         raise ValueError(f"batches: ended before step {step}; expected one batch for every step") from None
 
 
 def _figures(metrics: Metrics, state: TrainState, roots: Collection[str]) -> dict[str, float]:
     """Metrics as Python floats: here the host waits for the device."""
-    figures = {
-        f"train/{name}": float(value) ** 0.5 if name in roots else float(value)
-        for name, value in metrics.items()
-    }
+    figures = {f"train/{name}": _rooted(name, float(value), roots) for name, value in metrics.items()}
     figures["train/skipped_steps"] = float(state.guard.skipped)
     return figures
+
+
+def _rooted(name: str, value: float, roots: Collection[str]) -> float:
+    return value**0.5 if name in roots else value
+
+
+def _add(sums: Metrics, metrics: Metrics) -> Metrics:
+    """Running sums over the steps that were made, and their number; nothing waits for the device."""
+    made = metrics["skipped"] == 0
+    terms = {
+        name: torch.where(made, x.to(made.device), 0.0) for name, x in metrics.items() if name != "skipped"
+    }
+    terms["steps"] = made.double()
+    return {name: sums[name] + x if sums else x.double() for name, x in terms.items()}
+
+
+def _means(sums: Metrics, roots: Collection[str]) -> dict[str, float]:
+    count = float(sums["steps"])
+    means = {
+        f"epoch/{name}": _rooted(name, float(x) / count if count else math.nan, roots)
+        for name, x in sums.items()
+        if name != "steps"
+    }
+    # Less than the epoch's length where steps were skipped, or the run resumed within it.
+    return means | {"epoch/steps": count}
+
+
+def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "stopped_early": early,
+        "best_metric": best_metric,
+        "best": state.guard.best,
+        "best_step": state.guard.best_step,
+        "skipped_steps": int(state.guard.skipped),
+    }
 
 
 def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, folder: Path) -> None:
@@ -253,39 +352,3 @@ def _check_params(state: TrainState, folder: Path) -> None:
 def _last_good(folder: Path) -> str:
     listed = checkpoint.saved(folder)
     return f"Last good checkpoint: {listed[-1].path}." if listed else "There is no checkpoint yet."
-
-
-def _changed_settings(run: Path, record: Mapping[str, Any], fixed: Collection[str]) -> list[str]:
-    """What differs from the settings that began the run; ValueError if it is one of the fixed."""
-    if not (run / runs.CONFIG).exists():
-        return []
-    before, now = (_flat(settings) for settings in (runs.read_record(run), record))
-    changed = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            changes = f"{key} ({before.get(key)} -> {now.get(key)})"
-            if any(key == name or key.startswith(name + ".") for name in fixed):
-                raise ValueError(f"{run}: a resumed run cannot change {changes}; start a new run")
-            changed.append(changes)
-    return changed
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _changed_versions(run: Path, seed: int) -> list[str]:
-    """What differs from the machine and packages that began the run."""
-    try:
-        before = json.loads((run / runs.VERSIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    now = runs.versions(seed)
-    return [
-        f"{name} ({before[name]} -> {now[name]}): numbers may differ in the last bits"
-        for name in now
-        if name != "seed" and name in before and before[name] != now[name]
-    ]

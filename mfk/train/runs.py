@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from mfk.core.files import write_atomically
 from mfk.train.checkpoint import FOLDER as CHECKPOINTS
-from mfk.train.checkpoint import CheckpointError, saved
+from mfk.train.checkpoint import saved
 
 LOCK = ".lock"
 HISTORY, LOGS, CONFIG, VERSIONS = "history.jsonl", "logs", "config.yaml", "versions.json"
+RESULT = "result.json"
 
 
-def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs", resume: bool = False) -> Path:
-    """The folder of a run: a new one, or with `resume` one that holds a checkpoint.
+def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs") -> Path:
+    """A new folder for a run.
 
     Args:
         out: an explicit folder. None takes a fresh number, ``<root>/<name>/001``, and points the link
-            ``<root>/<name>/latest`` at it; with `resume` it takes the highest number.
+            ``<root>/<name>/latest`` at it.
         name: of the experiment.
         root: where numbered runs live.
-        resume: continue the run instead.
 
     Raises:
-        FileExistsError: `out` holds a run (or is a file) and `resume` is off.
-        CheckpointError: `resume`, and there is nothing to continue.
+        FileExistsError: `out` holds a run, or is a file.
+        OSError: the folder cannot be made.
     """
     parent = Path(root) / name
-    if resume:
-        if out is None:
-            numbers = _numbers(parent)
-            if not numbers:
-                raise CheckpointError(f"{parent}: holds no run to resume; start one without --resume")
-            out = parent / f"{numbers[-1]:03d}"
-        if not saved(Path(out) / CHECKPOINTS):
-            raise CheckpointError(
-                f"{out}: holds no complete checkpoint to resume from. Give the --out of a run that does, "
-                "or start without --resume."
-            )
-        return Path(out)
     if out is not None:
         out = Path(out)
         refuse_run(out)
@@ -56,7 +45,10 @@ def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs", r
         except OSError as error:
             raise OSError(f"--out: cannot make the folder {out}: {error.strerror}") from error
         return out
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{parent}: cannot make the folder: {error.strerror}") from error
     number = (_numbers(parent) or [0])[-1]
     while True:
         number += 1
@@ -90,7 +82,23 @@ def locked(run: Path) -> Iterator[None]:
             raise FileExistsError(
                 f"{run}: another process is training in this folder. Wait for it, or give another --out."
             ) from None
-        yield
+        _LOCKS.add(file)
+        try:
+            yield
+        finally:
+            _LOCKS.discard(file)
+
+
+_LOCKS: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """In a forked process, a data loader's worker say: a lock is the parent's, and goes when it goes."""
+    while _LOCKS:
+        _LOCKS.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def refuse_run(folder: Path) -> None:
@@ -107,9 +115,18 @@ def refuse_run(folder: Path) -> None:
         )
     if found:
         raise FileExistsError(
-            f"{folder}: holds a run that was stopped before its first checkpoint ({', '.join(found)}). "
-            "Delete it, or give another --out."
+            f"{folder}: holds a run without a complete checkpoint ({', '.join(found)}). "
+            "Give --resume if it was stopped before its first one, delete it, or give another --out."
         )
+
+
+def is_unsaved(run: Path) -> bool:
+    """Whether `run` was begun and stopped before its first checkpoint, so that nothing is lost."""
+    history = run / HISTORY
+    if saved(run / CHECKPOINTS) or not (run / CONFIG).is_file():
+        return False
+    # Before the first checkpoint there is one validation, of step 0.
+    return not history.exists() or history.read_text(encoding="utf-8").count("\n") <= 1
 
 
 def write_record(run: Path, record: Mapping[str, Any], seed: int) -> None:
@@ -139,6 +156,12 @@ def read_record(run: Path) -> dict[str, Any]:
     from mfk.core import yaml12
 
     return yaml12.loads((run / CONFIG).read_text(encoding="utf-8"), str(run / CONFIG))
+
+
+def write_result(run: Path, result: Mapping[str, Any]) -> None:
+    """Write result.json, which says that the run is over, and how it ended; NaN and infinities as text."""
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
+    write_atomically(run / RESULT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def versions(seed: int) -> dict[str, Any]:

@@ -11,14 +11,22 @@ from torch import Tensor
 from mfk.core import tree
 from mfk.core.types import Optimizer, Task, Tree, describe
 
+FIRST_SCALE = 1024.0
+"""Loss scale that an fp16 run starts with; the loss is a sum over rows, so that this is large already."""
+
 
 class Guard(NamedTuple):
-    """What protects a run: a count of the steps that were not made, and the best validation so far."""
+    """What protects a run: steps that were not made, the loss scale, and the course of the validations."""
 
     skipped: Tensor  # [], int64: steps skipped since the start, because they were not finite
     consecutive: Tensor  # [], int64: steps skipped in a row, up to now
+    scale: Tensor  # [], float32: what an fp16 loss is multiplied by before it is differentiated
+    clean: Tensor  # [], int64: steps made since the scale last changed
     best: float = math.inf  # lowest value of the watched validation metric
     best_step: int = -1  # the step of that value; -1 before the first
+    reference: float = math.inf  # last value of it that counted as progress, for early stopping
+    reference_step: int = 0  # the step of that value
+    stalled: int = 0  # validations since then
 
 
 class TrainState(NamedTuple):
@@ -62,7 +70,7 @@ def init_state(
         state=state,
         opt=optimizer.init(params),
         ema=tree.clone(params) if ema else None,
-        guard=Guard(skipped=zero, consecutive=zero.clone()),
+        guard=Guard(zero, zero.clone(), torch.tensor(FIRST_SCALE, device=device), zero.clone()),
     )
 
 

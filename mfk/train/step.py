@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from mfk.train.state import Guard, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""Of the loss's matrix products, by torch.autocast; parameters, moments and sums stay in fp32."""
+
 _OWN_METRICS = ("loss", "grad_norm", "lr", "skipped")
+# An fp16 loss's scale: halved by a step that overflows, doubled after so many that do not.
+_SCALE_EVERY, _SCALE_LEAST, _SCALE_MOST = 1_000, 2.0**-14, 2.0**24
 
 
 def make_train_step(
@@ -29,6 +35,7 @@ def make_train_step(
     accumulate: int = 1,
     clip: float | None = None,
     ema_decay: float | None = None,
+    precision: Precision = "fp32",
     device: torch.device | str = "cpu",
 ) -> TrainStep:
     """A function (state, batch) -> (state, metrics) that makes one step.
@@ -46,6 +53,11 @@ def make_train_step(
     and the carried state bit by bit as they were; it is counted in ``guard`` and ``step`` moves on,
     so that the next step draws other numbers. Nothing in a step waits for the device.
 
+    In bf16 and fp16 the loss runs under torch.autocast: matrix products are rounded, everything else
+    (kinematics, norms, sums, parameters, moments) stays as it is. In fp16 the total is multiplied by
+    ``guard.scale`` before it is differentiated, and the gradient divided by it; a step that overflows
+    is skipped and halves the scale, 1,000 steps that do not double it.
+
     The step DONATES the TrainState that it is given: its memory is reused for the result.
 
     Args:
@@ -57,11 +69,12 @@ def make_train_step(
         accumulate: micro-batches a step; those that would have no row are left out.
         clip: largest global norm of the gradient; None does not clip.
         ema_decay: decay of the average; None if the state has none.
+        precision: fp32, bf16 or fp16.
         device: where the loss is computed; the same as the state's.
 
     Returns:
         The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
-        (1 if this step was), and the task's own, divided by the weight.
+        (1 if this step was), loss_scale in fp16, and the task's own, divided by the weight.
 
     Raises:
         ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
@@ -69,10 +82,14 @@ def make_train_step(
     """
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate: expected an int >= 1, got {describe(accumulate)}")
+    rounded = _rounding(precision, torch.device(device).type)
+    scaled = precision == "fp16"
 
-    def value(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Any]:
-        total, weight, aux = task.loss(params, state, batch, teacher)
-        return total, (torch.as_tensor(weight, dtype=total.dtype, device=total.device), aux)
+    def value(params: Tree, state: Tree, batch: Batch, teacher: Tree, scale: Tensor) -> tuple[Tensor, Any]:
+        with rounded():
+            total, weight, aux = task.loss(params, state, batch, teacher)
+        weight = torch.as_tensor(weight, dtype=total.dtype, device=total.device)
+        return total * scale if scaled else total, (total.detach(), weight, aux)
 
     gradient = grad_and_value(value, has_aux=True)
 
@@ -90,22 +107,25 @@ def make_train_step(
             micro = {name: x[k::accumulate] for name, x in batch.items()}
             drawn = task.draw(seed, state.step, Rows(index, rows), carried, micro)
             drawn = {name: x.to(device, non_blocking=True) for name, x in drawn.items()}
-            grads, (total, (weight, aux)) = gradient(state.params, carried, drawn, teacher)
+            grads, (_, (total, weight, aux)) = gradient(
+                state.params, carried, drawn, teacher, state.guard.scale
+            )
             carried = aux.state
-            sums = _add(sums, (grads, total.detach(), weight, aux.metrics))
+            sums = _add(sums, (grads, total, weight, aux.metrics))
         assert sums is not None
         grads, total, weight, metrics = sums
 
-        taken = set(_OWN_METRICS) & metrics.keys()
+        taken = {*_OWN_METRICS, "loss_scale"} & metrics.keys()
         if taken:
             raise ValueError(f"metrics: the task reports {sorted(taken)}, names that the step uses itself")
 
         with torch.no_grad():
-            loss, norm = total / weight, tree.global_norm(grads) / weight
+            divisor = weight * state.guard.scale if scaled else weight
+            loss, norm = total / weight, tree.global_norm(grads) / divisor
             found_inf = 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float()
             carried = _keep_if(found_inf, state.state, carried)
             # One pass over the gradient: the division and the clipping together.
-            scale = (1.0 if clip is None else clip_factor(norm, clip)) / weight
+            scale = (1.0 if clip is None else clip_factor(norm, clip)) / divisor
             grads = tree.unflatten(grads, list(torch._foreach_mul(tree.leaves(grads), scale)))
             lr = schedule(state.step)
             params, opt = optimizer.update(grads, state.opt, state.params, lr, found_inf=found_inf)
@@ -114,10 +134,24 @@ def make_train_step(
                 ema = ema_update(ema, params, ema_decay, found_inf)
             guard = _count(state.guard, found_inf)
         reported: Metrics = dict(zip(_OWN_METRICS, (loss, norm, torch.tensor(lr), found_inf), strict=True))
+        if scaled:
+            reported["loss_scale"] = state.guard.scale
+            guard = _rescale(guard, found_inf)
         reported |= {name: total / weight for name, total in metrics.items()}
         return TrainState(state.step + 1, params, carried, opt, ema, guard), reported
 
     return step
+
+
+def _rounding(precision: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What the loss runs under."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: expected fp32, bf16 or fp16, got {precision!r}")
+    if precision == "fp32":
+        return nullcontext
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    # No cache of rounded weights: under torch.func it would hold tensors of a transform that has ended.
+    return lambda: torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
 def count_rows(batch: Batch, batch_size: int | None) -> int:
@@ -160,3 +194,10 @@ def _keep_if(bad: Tensor, old: Tree, new: Tree) -> Tree:
 def _count(guard: Guard, bad: Tensor) -> Guard:
     one = bad.to(torch.int64)
     return guard._replace(skipped=guard.skipped + one, consecutive=(guard.consecutive + one) * one)
+
+
+def _rescale(guard: Guard, bad: Tensor) -> Guard:
+    clean = torch.where(bad > 0, 0, guard.clean + 1)
+    scale = torch.where(bad > 0, guard.scale / 2, guard.scale)
+    scale = torch.where(clean == _SCALE_EVERY, scale * 2, scale).clamp(_SCALE_LEAST, _SCALE_MOST)
+    return guard._replace(scale=scale, clean=torch.where(clean == _SCALE_EVERY, 0, clean))

@@ -53,7 +53,9 @@ def _state(step: int = 3, scale: float = 1.0) -> TrainState:
         "nested": [torch.tensor(2), (torch.ones(1),)],
     }
     opt = _Opt(torch.tensor(5.0), tree.map(torch.zeros_like, params))
-    guard = Guard(torch.tensor(2), torch.tensor(0), best=0.1 + 0.2, best_step=2**60)
+    guard = Guard(
+        torch.tensor(2), torch.tensor(0), torch.tensor(0.5), torch.tensor(9), best=0.1 + 0.2, best_step=2**60
+    )
     return TrainState(step, params, state, opt, tree.clone(params), guard)
 
 
@@ -104,6 +106,12 @@ def test_what_may_be_given_as_the_folder(tmp_path):
     assert load(tmp_path / "run" / "checkpoints" / "00000001", _state()).step == 1
 
 
+def test_all_are_kept_on_request(tmp_path):
+    for step in range(4):
+        save(tmp_path, _state(step), {"val_loss": float(step)}, keep_last=None, best_metric="val_loss")
+    assert [c.step for c in saved(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_retention(tmp_path):
     values = [math.nan, 5.0, 3.0, 4.0, math.inf, 6.0, 3.0]
     kept = []
@@ -113,13 +121,14 @@ def test_retention(tmp_path):
         )
         kept.append([c.step for c in saved(tmp_path)])
     assert kept == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
-    assert find(tmp_path, "best", best_metric="val_loss").step == 2
-    assert find(tmp_path, "best", best_metric="other").step == 5
+    assert find(tmp_path, "best").step == 2 and find(tmp_path, "best").best_metric == "val_loss"
     assert find(tmp_path).step == 6
     metrics = saved(tmp_path)[0].metrics
     assert metrics == {"val_loss": 3.0, "other": -3.0}
     save(tmp_path, _state(7), keep_last=1)
     assert [c.step for c in saved(tmp_path)] == [7]
+    # Without a metric the best one is the latest.
+    assert find(tmp_path, "best").step == 7
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000007"]
 
 
@@ -176,13 +185,12 @@ def test_folders_without_checkpoints(tmp_path):
     save(tmp_path, _state())
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 4; there are \[3\]"):
         load(tmp_path, _state(), 4)
-    with pytest.raises(
-        CheckpointError, match=r"no checkpoint records a finite 'val_loss'; metrics recorded: \[\]"
-    ):
-        load(tmp_path, _state(), "best", best_metric="val_loss")
+    save(tmp_path, _state(4), {"val_loss": math.nan}, best_metric="val_loss")
+    with pytest.raises(CheckpointError, match="no checkpoint records a finite 'val_loss'"):
+        load(tmp_path, _state(), "best")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "00000009").mkdir()
-    assert [c.step for c in saved(tmp_path)] == [3]
+    assert [c.step for c in saved(tmp_path)] == [3, 4]
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +273,8 @@ from pathlib import Path
 import mfk.train
 assert not {"jax", "orbax", "orbax.checkpoint", "tensorboardX", "rich", "yaml"} & set(sys.modules)
 from mfk.train import Guard, TrainState, load, save
-state = TrainState(1, {"w": torch.ones(3)}, {}, {}, None, Guard(torch.tensor(0), torch.tensor(0)))
+guard = Guard(*[torch.tensor(0)] * 4)
+state = TrainState(1, {"w": torch.ones(3)}, {}, {}, None, guard)
 save(Path(sys.argv[1]), state)
 load(Path(sys.argv[1]), state)
 import jax, os

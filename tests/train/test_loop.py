@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 from toy import make_task, validation
 
-from mfk.core import Rows, Task, tree
+from mfk.core import Batches, Rows, Task, tree
 from mfk.optim import warmup_cosine
 from mfk.train import (
     CheckpointError,
@@ -67,6 +69,10 @@ def _given(start: int, stop_at: int | None = None, signals: tuple[int, ...] = (s
         yield {"x": torch.linspace(-1, step % 5, 48).reshape(16, 3)}
 
 
+def _stream(stop_at: int | None = None, signals: tuple[int, ...] = (signal.SIGINT,)) -> Batches:
+    return Batches(lambda start: _given(start, stop_at, signals), per_epoch=4)
+
+
 def _same(one, other) -> bool:
     pairs = zip(tree.named_leaves(one), tree.named_leaves(other), strict=True)
     return all(n == m and torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for (n, x), (m, y) in pairs)
@@ -79,7 +85,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed_given(tmp_path_factory):
-    return _fit(tmp_path_factory.mktemp("given") / "run", batches=_given)
+    return _fit(tmp_path_factory.mktemp("given") / "run", batches=_stream())
 
 
 def test_what_a_run_leaves(undisturbed):
@@ -105,7 +111,7 @@ def test_checkpoints_are_the_best_the_last_and_the_final(undisturbed):
     values = {r["step"]: r["val/val_loss"] for r in read_history(run) if "val/val_loss" in r}
     best = min(values, key=lambda step: values[step])
     assert (undisturbed.best_step, undisturbed.best) == (best, values[best])
-    assert find(run / "checkpoints", "best", best_metric="val_loss").step == best
+    assert find(run / "checkpoints", "best").step == best
     steps = [c.step for c in saved(run / "checkpoints")]
     assert steps[-1] == 20 and best in steps and len(steps) <= 3
 
@@ -132,7 +138,7 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     first = _fit(
         tmp_path / "run",
-        batches=lambda start: _given(start, stop_at, (number,)),
+        batches=_stream(stop_at, (number,)),
         resume_hint="python x.py --resume",
         console=True,
     )
@@ -141,7 +147,7 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
     assert find(tmp_path / "run" / "checkpoints").step == stop_at + 1
     out = capsys.readouterr().out
     assert f"stopped after step {stop_at + 1} of 20" in out and "Resume with: python x.py --resume" in out
-    second = _fit(tmp_path / "run", batches=_given, resume=True)
+    second = _fit(tmp_path / "run", batches=_stream(), resume=True)
     assert not second.interrupted and _same(second.state, undisturbed_given.state)
     history, expected = read_history(tmp_path / "run"), read_history(undisturbed_given.run)
     for record in history + expected:
@@ -161,7 +167,7 @@ def usual_interrupt() -> Iterator[None]:
 @pytest.mark.usefixtures("usual_interrupt")
 def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _fit(tmp_path / "run", batches=lambda start: _given(start, 7, (signal.SIGINT, signal.SIGINT)))
+        _fit(tmp_path / "run", batches=_stream(7, (signal.SIGINT, signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (
         find(tmp_path / "run" / "checkpoints").step == 6 or find(tmp_path / "run" / "checkpoints").step == 5
@@ -169,9 +175,9 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 
 def test_a_signal_during_the_last_step(tmp_path, undisturbed_given):
-    result = _fit(tmp_path / "run", batches=lambda start: _given(start, 19))
+    result = _fit(tmp_path / "run", batches=_stream(19))
     assert result.interrupted and result.state.step == 20 and _same(result.state, undisturbed_given.state)
-    again = _fit(tmp_path / "run", batches=_given, resume=True)
+    again = _fit(tmp_path / "run", batches=_stream(), resume=True)
     assert not again.interrupted and _same(again.state, undisturbed_given.state)
 
 
@@ -199,7 +205,7 @@ if at == 10:
             os.kill(os.getpid(), 9)
         write(path, text)
     checkpoint.write_atomically = kill
-batches = lambda start: test_loop._given(start, at if at != 10 else None, (9,))
+batches = test_loop._stream(at if at != 10 else None, (9,))
 test_loop._fit(run, batches=batches, resume=(run / "checkpoints").exists())
 """
 
@@ -214,7 +220,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, undisturbed_given):
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         assert find(run / "checkpoints").step == left
     assert (run / "checkpoints" / "00000010").exists()
-    result = _fit(run, batches=_given, resume=True)
+    result = _fit(run, batches=_stream(), resume=True)
     assert _same(result.state, undisturbed_given.state)
     expected = read_history(undisturbed_given.run)
     assert [r["step"] for r in read_history(run)] == [r["step"] for r in expected]
@@ -288,7 +294,7 @@ def test_without_validation_and_average(tmp_path, capsys):
 
 def test_batches_that_end_early(tmp_path):
     with pytest.raises(ValueError, match="batches: ended before step 3"):
-        _fit(tmp_path / "run", batches=lambda start: iter([{"x": torch.ones(16, 3)}] * 3))
+        _fit(tmp_path / "run", batches=Batches(lambda start: iter([{"x": torch.ones(16, 3)}] * 3), None))
 
 
 def test_a_metric_that_evaluate_lacks_is_seen_before_training(tmp_path):
@@ -334,6 +340,8 @@ def test_a_failing_save_is_an_error_and_leaves_the_last_checkpoint(tmp_path, mon
         (dict(batch_size=0), "batch_size"),
         (dict(log_every=0), "log_every"),
         (dict(keep_last=True), "keep_last"),
+        (dict(device="gpu"), "device"),
+        (dict(epochs=2), "epochs"),
         (dict(threads=0), "threads"),
         (dict(schedule="cosin"), "schedule"),
         (dict(warmup_steps=21), "warmup_steps"),
@@ -386,6 +394,175 @@ def test_a_refused_resume_changes_nothing(tmp_path):
         fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
     with (run / "history.jsonl").open("a") as file:
         file.write("[1, 2]\n")
-    with pytest.raises(ValueError, match=r"history\.jsonl: expected one record"):
+    with pytest.raises(ValueError, match=r"history\.jsonl: line 2: expected a JSON object"):
         fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
     assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    _fit(run)
+    shutil.rmtree(run / "checkpoints")
+    # After steps without a checkpoint something is lost: that is an error, not a new start.
+    with pytest.raises(CheckpointError, match="no such folder"):
+        _fit(run, resume=True)
+    first = (run / "history.jsonl").read_text().splitlines()[0]
+    (run / "history.jsonl").write_text(first + "\n")
+    result = _fit(run, resume=True)
+    assert _same(result.state, undisturbed.state)
+    steps = [r["step"] for r in read_history(undisturbed.run)]
+    assert [r["step"] for r in read_history(run)] == steps
+
+
+def test_early_stopping_ends_saves_and_says_so(tmp_path, capsys):
+    """At lr 0 no validation is better than the first."""
+    config = replace(CONFIG, lr=0.0, min_lr=0.0, patience=2, steps=100)
+    result = _fit(tmp_path / "run", config, console=True)
+    assert result.stopped_early and not result.interrupted
+    assert result.state.step == 12 and result.best_step == 0
+    assert find(tmp_path / "run").step == 12 and find(tmp_path / "run", "best").step == 0
+    assert "early stop after step 12: val_loss has not fallen" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["stopped_early"] and record["steps"] == 12 and record["best_step"] == 0
+    # It stays stopped, and goes on with more patience.
+    assert _fit(tmp_path / "run", config, resume=True).state.step == 12
+    assert _fit(tmp_path / "run", replace(config, patience=3), resume=True).state.step == 18
+
+
+def test_early_stopping_survives_a_resume(tmp_path):
+    config = replace(CONFIG, lr=0.0, min_lr=0.0, patience=2, steps=100)
+    _fit(tmp_path / "run", config, batches=_stream(9))
+    result = _fit(tmp_path / "run", config, batches=_stream(), resume=True)
+    assert result.stopped_early and result.state.step == 12
+
+
+def test_patience_in_epochs(tmp_path):
+    config = replace(
+        CONFIG, lr=0.0, min_lr=0.0, patience=2, patience_unit="epochs", validate_every=2, steps=100
+    )
+    assert _fit(tmp_path / "run", config, batches=_stream()).state.step == 8
+
+
+def test_patience_without_validation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="patience: early stopping needs validation"):
+        _fit(tmp_path / "run", replace(CONFIG, patience=2), validation=())
+
+
+def test_epochs_decide_everything(tmp_path):
+    config = replace(
+        CONFIG, epochs=3, warmup_steps=0, warmup_epochs=1, validate_every=None, validate_every_epochs=2,
+        log_every=None, log_every_epochs=1, checkpoint_every=None, checkpoint_every_epochs=1, keep_last=None,
+    )  # fmt: skip
+    result = _fit(tmp_path / "run", config, batches=_stream())
+    assert result.state.step == 12
+    history = read_history(tmp_path / "run")
+    assert [r["step"] for r in history if "val/val_loss" in r] == [0, 8, 12]
+    assert [r["step"] for r in history if "epoch/loss" in r] == [4, 8, 12]
+    assert [r["step"] for r in history if "train/loss" in r] == [12]
+    assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [0, 4, 8, 12]
+
+
+def test_an_epochs_record_is_the_mean_over_its_steps(tmp_path):
+    each = _fit(tmp_path / "each", replace(CONFIG, log_every=1), batches=_stream())
+    config = replace(CONFIG, log_every_epochs=2)
+    mean = _fit(tmp_path / "mean", config, batches=_stream())
+    assert _same(each.state, mean.state)
+    train = {r["step"]: r for r in read_history(each.run) if "train/loss" in r}
+    epochs = [r for r in read_history(mean.run) if "epoch/loss" in r]
+    assert [r["step"] for r in epochs] == [8, 16]
+    for record in epochs:
+        steps = range(record["step"] - 7, record["step"] + 1)
+        for name in ("loss", "grad_norm", "lr", "raw_error"):
+            expected = sum(train[step][f"train/{name}"] for step in steps) / 8
+            assert record[f"epoch/{name}"] == pytest.approx(expected, rel=1e-6)
+        assert record["epoch/steps"] == 8
+
+
+def test_skipped_steps_are_not_in_the_mean(tmp_path):
+    config = replace(CONFIG, log_every_epochs=1, steps_per_epoch=10)
+    _fit(tmp_path / "run", config, make_task(range(3, 6)))
+    records = [r for r in read_history(tmp_path / "run") if "epoch/loss" in r]
+    assert [r["epoch/steps"] for r in records] == [7, 10]
+    assert all(math.isfinite(r["epoch/loss"]) for r in records)
+
+
+def test_initial_weights_of_another_run(tmp_path, undisturbed):
+    """The best, averaged weights; the step, the moments and the schedule are new."""
+    config = replace(CONFIG, steps=1, lr=0.0, min_lr=0.0, warmup_steps=0, seed=3)
+    result = _fit(tmp_path / "run", config, init_from=undisturbed.run)
+    task = make_task()
+    best = load_params(undisturbed.run, task.init(0)[0], "best")
+    assert _same(result.state.params, best) and _same(result.state.ema, best)
+    assert int(result.state.opt.step) == 1 and result.state.step == 1
+    first = next(r for r in read_history(tmp_path / "run") if "val/val_loss" in r)
+    assert first["step"] == 0 and first["val/val_loss"] == pytest.approx(undisturbed.best, rel=1e-6)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        _fit(tmp_path / "other", config, init_from=tmp_path / "nowhere")
+    assert not (tmp_path / "other").exists()
+    # A run that goes on has its own weights, and does not read those again.
+    again = _fit(tmp_path / "run", replace(config, steps=2), init_from=tmp_path / "nowhere", resume=True)
+    assert again.state.step == 2
+
+
+def _loader(seed: int | None = None) -> DataLoader:
+    rows = [{"x": torch.linspace(-1, k % 7, 3)} for k in range(40)]
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return DataLoader(rows, batch_size=16, shuffle=True, generator=generator)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("generator", [None, 5])
+def test_a_torch_data_loader_feeds_the_loop_and_resumes(tmp_path, generator):
+    """Three batches an epoch, the last one short; the order depends on the seed and the epoch only."""
+    config = replace(CONFIG, epochs=4, warmup_steps=0)
+    whole = _fit(tmp_path / "whole", config, batches=_loader(generator))
+    assert whole.state.step == 12
+    torch.randn(7)
+    part = _fit(tmp_path / "part", config, batches=_loader(generator), task=_stopping(5))
+    assert part.interrupted and part.state.step == 6
+    again = _fit(tmp_path / "part", config, batches=_loader(generator), resume=True)
+    assert _same(again.state, whole.state)
+    other = _fit(tmp_path / "other", replace(config, seed=1), batches=_loader(generator))
+    assert not _same(other.state.params, whole.state.params)
+
+
+def _stopping(at: int) -> Task:
+    """The task; a signal comes in while step `at` is drawn."""
+    task = make_task()
+
+    def draw(seed, step, rows, state, batch):
+        if step == at and rows.index.start == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return task.draw(seed, step, rows, state, batch)
+
+    return task._replace(draw=draw)
+
+
+def test_the_other_files_of_a_run(tmp_path):
+    config = replace(CONFIG, profile=(3, 4))
+    run = _fit(tmp_path / "run", config).run
+    assert json.loads((run / "result.json").read_text())["steps"] == 20
+    assert (run / "logs" / "profile_3_4.json").stat().st_size > 1000
+    values = json.loads((run / "history.json").read_text())["val/val_loss"]
+    assert values["step"] == [0, 6, 12, 18, 20]
+    assert {"config.json", "training_history.json", "metadata"} <= {p.name for p in run.iterdir()}
+    assert {p.name for p in run.iterdir()} >= {"logs", "checkpoints"}
+
+
+def test_precision_reaches_the_step(tmp_path):
+    states = {p: _fit(tmp_path / p, replace(CONFIG, precision=p)).state for p in ("fp32", "bf16", "fp16")}
+    assert not _same(states["fp32"].params, states["bf16"].params)
+    assert all("train/loss_scale" in r for r in read_history(tmp_path / "fp16") if "train/loss" in r)
+    for precision, tolerance in (("bf16", 0.1), ("fp16", 0.02)):
+        for name, p in states["fp32"].params.items():
+            assert float((p - states[precision].params[name]).norm()) < tolerance * float(p.norm())
+
+
+def test_the_terminal_shows_what_the_level_says(tmp_path, capsys):
+    shown = {}
+    for level in ("debug", "info", "warning", "error"):
+        _fit(tmp_path / level, replace(CONFIG, log_level=level), console=True)
+        shown[level] = capsys.readouterr().out
+    assert "saved in" in shown["debug"] and "saved in" not in shown["info"]
+    assert "step 20/20" in shown["info"]
+    assert shown["warning"] == shown["error"] == ""
+    assert len({len(read_history(tmp_path / level)) for level in shown}) == 1

@@ -1,0 +1,50 @@
+"""What a resumed run does otherwise than the run that it goes on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mfk.train import runs
+
+
+def changed_settings(run: Path, record: Mapping[str, Any], fixed: Collection[str]) -> list[str]:
+    """The settings that differ from those that began the run, as "key (before -> now)".
+
+    Raises:
+        ValueError: one of them is among `fixed`, dotted keys or the first parts of some.
+    """
+    if not (run / runs.CONFIG).exists():
+        return []
+    before, now = (_flat(settings) for settings in (runs.read_record(run), record))
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            changes = f"{key} ({before.get(key)} -> {now.get(key)})"
+            if any(key == name or key.startswith(name + ".") for name in fixed):
+                raise ValueError(f"{run}: a resumed run cannot change {changes}; start a new run")
+            changed.append(changes)
+    return changed
+
+
+def changed_versions(run: Path, seed: int) -> list[str]:
+    """What differs from the machine and the packages that began the run."""
+    try:
+        before = json.loads((run / runs.VERSIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    now = runs.versions(seed)
+    return [
+        f"{name} ({before[name]} -> {now[name]}): numbers may differ in the last bits"
+        for name in now
+        if name != "seed" and name in before and before[name] != now[name]
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

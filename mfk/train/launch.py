@@ -1,0 +1,120 @@
+"""From an experiment's settings to a finished run: what the experiments' scripts have in common."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mfk.core import config
+from mfk.core.files import write_atomically
+from mfk.core.types import Batch, Batches, Task
+from mfk.data.loader import batches_from
+from mfk.train.config import TrainConfig, in_steps
+from mfk.train.device import resolve_device
+from mfk.train.estimate import describe_run
+from mfk.train.loop import FitResult, check_fit, fit
+from mfk.train.runs import claim_run
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, and what it starts from."""
+
+    out: str | None = None
+    """Folder of the run; None takes a fresh number under outputs/<experiment>."""
+    resume: str | None = None
+    """Folder of a run to go on with; alone: --out, or else the newest."""
+    init_from: str | None = None
+    """Folder of a run whose best weights are the initial ones; optimizer and schedule begin anew."""
+    dry_run: bool = False
+    """Print the resolved config, shapes, number of parameters and memory estimate, and stop."""
+
+
+class Settings(Protocol):
+    """A frozen dataclass with these two fields beside its own."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """How to train."""
+        ...
+
+    @property
+    def run(self) -> RunConfig:
+        """Where to."""
+        ...
+
+
+def launch(
+    task: Task,
+    settings: Settings,
+    *,
+    name: str,
+    validation: Sequence[Batch] = (),
+    batches: Batches | Iterable[Batch] | None = None,
+    example: Batch | None = None,
+    files: Mapping[str, str] | None = None,
+    roots: Collection[str] = (),
+    fixed: Collection[str] = (),
+) -> FitResult | None:
+    """Train as `settings` say, in a folder of its own; None after a dry run.
+
+    Args:
+        task: the problem.
+        settings: a dataclass with the fields `train` (`TrainConfig`) and `run` (`RunConfig`); all of it is
+            the run's record.
+        name: of the experiment, ``experiments/<name>.py``; runs are numbered in ``outputs/<name>``.
+        validation: as for `fit`.
+        batches: as for `fit`.
+        example: rows of the data, for the dry run; None if the task makes its own.
+        files: name -> text, written into the folder of a new run before it starts.
+        roots: as for `fit`.
+        fixed: as for `fit`; the seed, the metric and the initial weights are always among them.
+
+    Raises:
+        SystemExit: 128 + the number of the signal that stopped the run, its state being saved.
+        What `fit` raises.
+    """
+    run, plain = settings.run, _record(settings)
+    if batches is not None and not isinstance(batches, Batches):
+        batches = batches_from(batches, settings.train.seed)
+    plan = in_steps(settings.train, None if batches is None else batches.per_epoch)
+    check_fit(task, settings.train, validation)
+    if settings.train.steps_per_epoch not in (None, plan.steps_per_epoch):
+        print(f"# note: an epoch of these data has {plan.steps_per_epoch} steps; steps_per_epoch is not used")
+    if run.dry_run:
+        print(config.to_yaml(settings), end="")
+        print(f"# {plan.steps} steps on {resolve_device(plan.device)}, {plan.precision}")
+        print(describe_run(task, plan, example))
+        return None
+    folder = Path(run.resume) if run.resume is not None else claim_run(run.out, name)
+    with suppress(OSError):
+        # Nobody may be reading, or the disk behind it may be full: no reason not to train.
+        print(f"run: {folder}, {plan.steps} steps on {resolve_device(plan.device)}", flush=True)
+    if run.resume is None:
+        for file, text in (files or {}).items():
+            write_atomically(folder / file, text)
+    result = fit(
+        task,
+        settings.train,
+        run=folder,
+        record=plain,
+        validation=validation,
+        batches=batches,
+        resume=run.resume is not None,
+        init_from=run.init_from,
+        resume_hint=f"python experiments/{name}.py --resume {folder}",
+        roots=roots,
+        fixed=("train.seed", "train.best_metric", "run.init_from", *fixed),
+    )
+    if result.interrupted:
+        sys.exit(128 + result.interrupted)
+    return result
+
+
+def _record(settings: Any) -> dict[str, Any]:
+    """All settings but those of this one call."""
+    return config.to_dict(replace(settings, run=replace(settings.run, out=None, resume=None, dry_run=False)))
