@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -12,13 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
+import inverse_kinematics
+import panda
 import pytest
 import torch
 
-from mfk import kinematics
-from mfk.core import cli, config
+from mfk import kinematics, train
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "panda.py"
 TINY = [
@@ -28,21 +27,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("panda_experiment", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-PANDA = load()
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["panda.py", *words])
-    cli.main(PANDA.main, PANDA.train.TrainingDiverged)
+    inverse_kinematics.main("panda", panda.PRESETS, "A test.")
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> str:
@@ -56,9 +43,9 @@ def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *w
 
 
 def final_params(folder: Path) -> dict[str, torch.Tensor]:
-    settings = config.load_yaml(PANDA.PandaConfig, folder / "config.yaml")
-    _, params, _ = PANDA.trained(settings, kinematics.panda(settings.frame), folder, "latest")
-    return params
+    settings = inverse_kinematics.settings_of(folder)
+    model = inverse_kinematics.ik.ik_model(kinematics.panda(), settings.ik.net)
+    return train.load_params(folder, model.init(0)[0])
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +75,9 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     assert {"torch", "cpu", "threads", "seed"} <= report["facts"].keys()
     events = list((finished / "logs").glob("events.out.tfevents.*"))
     assert len(events) == 1 and events[0].stat().st_size > 500
-    settings = config.load_yaml(PANDA.PandaConfig, finished / "config.yaml")
-    assert settings.train.steps == 60 and settings.out is None and settings.resume is None
+    settings = inverse_kinematics.settings_of(finished)
+    assert settings.train.steps == 60 and settings.run == train.RunConfig()
+    assert names >= {"result.json", "history.json", "training_history.json", "config.json", "metadata"}
 
 
 def test_resumed_run_is_bit_identical(
@@ -138,8 +126,8 @@ def test_presets_and_dry_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert "17,889,543 parameters" in printed and "lr: 0.0001" in printed
     run(monkeypatch, "quick", "--lr", "1e-4", "--dry-run")
     assert "lr: 0.0001" in capfd.readouterr().out
-    quick, documented = PANDA.PRESETS["quick"][1], PANDA.PRESETS["documented"][1]
-    assert quick.ik == PANDA.PRESETS["default"][1].ik
+    quick, documented = panda.PRESETS["quick"][1], panda.PRESETS["documented"][1]
+    assert quick.ik == panda.PRESETS["default"][1].ik
     assert (documented.ik.loss.weight_c, documented.ik.loss.weight_p) == (1e-4, 0.5)
 
 
@@ -186,7 +174,7 @@ def test_bad_poses(
         ("train:\n  learning_rate: 1e-4\n", "train: unknown key 'learning_rate'"),
         ("train:\n  lr: fast\n", "train.lr"),
         ("", "empty"),
-        ("frame: panda_hand\nframe: panda_link8\n", "frame"),
+        ("robot:\n  frame: panda_hand\n  frame: panda_link8\n", "frame"),
     ],
 )
 def test_bad_yaml(

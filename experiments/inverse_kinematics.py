@@ -1,0 +1,306 @@
+"""What panda.py and ur10.py share: the settings, training, the report, evaluating and solving."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from mfk import train
+from mfk.core import cli, config, tree
+from mfk.core.types import Batch, Model, Params
+from mfk.data import LoaderConfig, read_ik
+from mfk.kinematics import Chain, RobotConfig, frames, load_robot
+from mfk.losses import TimeConfig
+from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve
+from mfk.train import RunConfig, TrainConfig
+
+Seven = tuple[float, float, float, float, float, float, float]
+URDF, DATA = "robot.urdf", "data.txt"
+
+
+@dataclass(frozen=True)
+class IKRun:
+    """A training run."""
+
+    robot: RobotConfig = field(default_factory=RobotConfig)
+    ik: ik.IKConfig = field(default_factory=ik.IKConfig)
+    files: ik_files.IKFileConfig = field(default_factory=ik_files.IKFileConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation_poses: int = 2_000
+    """Poses of the validation during training; of a data file's held-out rows the first so many."""
+    report_poses: int = 5_000
+    """Held-out poses of the final report; of a data file's held-out rows the first so many."""
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Repeat the report with a trained network."""
+
+    checkpoint: str
+    """Folder of a run, such as outputs/panda/latest, or of one of its checkpoints."""
+    data: Path | None = None
+    """Data file whose rows are the problems; None takes those of the run's own report."""
+    poses: int | None = None
+    """How many problems, the first of the file's; None: as many as the run's report has."""
+    out: Path | None = None
+    """Folder of the report; None: evaluation/ in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Solve one pose with a trained network."""
+
+    checkpoint: str
+    """Folder of a run, such as outputs/panda/latest, or of one of its checkpoints."""
+    pose: Seven
+    """Target of the frame in the robot's base frame: X Y Z in m, then the unit quaternion."""
+    reference: tuple[float, ...] | None = None
+    """Configuration to start from, in rad, one number a joint; None starts from 256 and keeps the best."""
+    steps: int = 1
+    """Network steps."""
+    refine: int = 10
+    """Least-squares steps after the network."""
+
+
+def presets(default: IKRun) -> dict[str, tuple[str, IKRun]]:
+    """The presets of a robot; `default` says which."""
+    small = replace(
+        default,
+        train=TrainConfig(
+            steps=2_000, batch_size=1_024, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+            ema_decay=0.998, validate_every=100, checkpoint_every=500, best_metric="position_mm",
+        ),
+    )  # fmt: skip
+    quick = replace(
+        small.train, steps=150, warmup_steps=25, ema_decay=0.98, validate_every=50, checkpoint_every=150
+    )
+    documented = replace(
+        small,
+        ik=ik.IKConfig(
+            net=ik.NetConfig(network="documented"),
+            times=TimeConfig("mfik", jvp_share=0.25),
+            loss=ik.LossConfig("distance", weight_c=1e-4, weight_p=0.5),
+        ),
+        train=replace(
+            small.train, epochs=100, steps_per_epoch=3_907, batch_size=256, lr=1e-4, min_lr=1e-6,
+            warmup_steps=1_000, weight_decay=1e-5, ema_decay=None, validate_every=None,
+            validate_every_epochs=1, checkpoint_every=None, checkpoint_every_epochs=1, best_metric="val_loss",
+        ),
+    )  # fmt: skip
+    return {
+        "default": ("the kinematics-aware network; under five minutes on two CPU cores", small),
+        "quick": ("the same network, a short look in under 45 seconds", replace(small, train=quick)),
+        "documented": (
+            "the original document's network and settings, with the sound identity; days on a CPU",
+            documented,
+        ),
+    }
+
+
+def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) -> None:
+    """Parse the command line of ``experiments/<name>.py`` and run it; a user's mistake ends with code 2."""
+
+    def program() -> None:
+        settings = cli.parse(
+            presets,
+            {
+                "evaluate": ("repeat the report with a trained network", Evaluate),
+                "solve": ("answer one pose with a trained network", Solve),
+            },
+            prog=f"{name}.py",
+            description=description,
+            root=Path("outputs") / name,
+        )
+        if isinstance(settings, Solve):
+            solve(settings)
+        elif isinstance(settings, Evaluate):
+            evaluate(settings)
+        else:
+            run(name, settings)
+
+    cli.main(program, train.TrainingDiverged)
+
+
+def run(name: str, settings: IKRun) -> None:
+    """Train as configured, then report on held-out poses."""
+    started = time.perf_counter()
+    for option in ("validation_poses", "report_poses"):
+        if getattr(settings, option) < 1:
+            raise ValueError(f"{option}: expected at least 1, got {getattr(settings, option)}")
+    robot = robot_of(settings, settings.run.resume)
+    chain = load_robot(robot)
+    files = ik_files.open_files(chain, robot, settings.files, settings.train.seed)
+    batches, records = None, {}
+    if robot.urdf is not None:
+        records[URDF] = robot.urdf.read_text(encoding="utf-8")
+    if files is None:
+        config.refuse_unused(settings.loader, False, "shuffle", "num_workers", "pin_memory")
+    else:
+        batches = ik_files.file_batches(
+            files, settings.train.batch_size, settings.train.seed, settings.loader
+        )
+        records[DATA] = ik_files.fingerprints(settings.files)
+        for note in (
+            *files.notes,
+            "references and start times are the file's; --reference, --sigma, --distribution are not used",
+        ):
+            print(f"# note: {note}")
+        if settings.run.resume is not None:
+            _check_same(Path(settings.run.resume) / DATA, records[DATA])
+    task = ik.ik_task(chain, settings.ik)
+    held_out = None if files is None else files.held_out
+    result = train.launch(
+        task,
+        settings,
+        name=name,
+        validation=ik.validation_batches(
+            chain, settings.ik, settings.train.seed, settings.validation_poses, held_out
+        ),
+        batches=batches,
+        example=None if files is None else files.training,
+        files=records,
+        roots=ik.ROOTS,
+        fixed=("robot", "ik", "files", "loader.shuffle", "validation_poses"),
+    )
+    if result is not None:
+        problems = _problems(chain, settings, held_out, settings.report_poses)
+        seconds = f"{time.perf_counter() - started:.0f} s until the report"
+        report(settings, chain, problems, result.run, result.run, {"this session": seconds})
+
+
+def report(
+    settings: IKRun,
+    chain: Chain,
+    problems: ik_compare.HeldOut,
+    checkpoint: Path,
+    out: Path,
+    more: Mapping[str, str],
+) -> None:
+    """Compare a checkpoint's network with the baselines, and leave the report in the folder `out`."""
+    model, params, buffers = trained(settings, chain, checkpoint)
+    untrained, _ = model.init(settings.train.seed)
+    results, errors = ik_compare.compare(
+        chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers)
+    )
+    history = train.read_history(run_of(checkpoint))
+    curves = ik_report.Curves(
+        *(
+            [(record["step"], record[name]) for record in history if name in record]
+            for name in ("train/raw_error", "val/position_mm")
+        )
+    )
+    made = max(record["step"] for record in history)
+    facts = {
+        "robot": repr(chain),
+        "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
+        "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
+        "held-out poses": len(problems.q_target),
+        "training": f"{made} steps of {settings.train.batch_size} rows, {settings.train.precision}",
+        **more,
+        **train.versions(settings.train.seed),
+    }
+    if settings.files.data is not None:
+        facts["references"] = f"those of {settings.files.data}"
+    out.mkdir(parents=True, exist_ok=True)
+    files = ik_report.write_report(out, results, errors, curves, facts)
+    ik_report.print_table(results, f"{len(problems.q_target)} held-out poses of {chain.name}, {chain.tip}")
+    print("wrote " + ", ".join(str(file) for file in files))
+
+
+def evaluate(command: Evaluate) -> None:
+    """Repeat a run's report, on its own held-out problems or on a file's."""
+    checkpoint = Path(command.checkpoint)
+    settings = settings_of(checkpoint)
+    robot = robot_of(settings, run_of(checkpoint))
+    chain = load_robot(robot)
+    if command.data is not None:
+        file = read_ik(command.data, chain, frames=lambda: frames(robot))
+        held_out, more = ik_files.as_batch(file.rows), {"problems": f"those of {command.data}"}
+    else:
+        files = ik_files.open_files(chain, robot, settings.files, settings.train.seed)
+        held_out, more = None if files is None else files.held_out, {"problems": "those of the run's report"}
+    poses = settings.report_poses if command.poses is None else command.poses
+    if poses < 1:
+        raise ValueError(f"poses: expected at least 1, got {poses}")
+    problems = _problems(chain, settings, held_out, poses)
+    out = command.out or run_of(checkpoint) / "evaluation"
+    report(settings, chain, problems, checkpoint, out, {**more, "checkpoint": str(checkpoint)})
+
+
+def solve(command: Solve) -> None:
+    """Answer one pose with joints and the error by forward kinematics."""
+    checkpoint = Path(command.checkpoint)
+    settings = settings_of(checkpoint)
+    chain = load_robot(robot_of(settings, run_of(checkpoint)))
+    model, params, buffers = trained(settings, chain, checkpoint)
+    solution = ik_solve.solve_best(
+        chain,
+        model,
+        params,
+        buffers,
+        torch.tensor(command.pose, dtype=torch.float64),
+        ik_solve.starts(chain, command.reference),
+        steps=command.steps,
+        refinements=command.refine,
+    )
+    for name, angle in zip(chain.joint_names, solution.q.tolist(), strict=True):
+        print(f"{name}: {angle:+.6f} rad")
+    print(f"position error {float(solution.errors.position) * 1e3:.4f} mm")
+    print(f"rotation error {float(torch.rad2deg(solution.errors.rotation)):.4f} deg")
+    if not bool(ik.within(solution.errors, 5.0, 5.0)):
+        print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def trained(settings: IKRun, chain: Chain, checkpoint: Path) -> tuple[Model, Params, Params]:
+    """The network of a run, its averaged parameters at the best validation, and its buffers."""
+    model = ik.ik_model(chain, settings.ik.net)
+    params, buffers = model.init(settings.train.seed)
+    params = train.load_params(checkpoint, params, "best")
+    return model, params, train.load_state(checkpoint, buffers, "best")
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run's folder, given that folder or one of its checkpoints.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    for folder in (checkpoint, checkpoint.parent.parent):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"--checkpoint: {checkpoint} is not the folder of a run: it has no config.yaml")
+
+
+def settings_of(checkpoint: Path) -> IKRun:
+    """The settings that a run was started with."""
+    return config.load_yaml(IKRun, run_of(checkpoint) / "config.yaml")
+
+
+def robot_of(settings: IKRun, run: Path | str | None) -> RobotConfig:
+    """The run's robot: of a URDF the copy that an earlier start left in its folder `run`."""
+    copy = None if run is None else Path(run) / URDF
+    return settings.robot if copy is None or not copy.is_file() else replace(settings.robot, urdf=copy)
+
+
+def _problems(chain: Chain, settings: IKRun, held_out: Batch | None, poses: int) -> ik_compare.HeldOut:
+    if held_out is None:
+        return ik_compare.held_out(chain, settings.ik.data, poses)
+    rows = {name: x[:poses] for name, x in held_out.items()}
+    return ik_compare.HeldOut(rows["q_target"], rows["q"] - rows["r"] * rows["v"])
+
+
+def _check_same(file: Path, now: str) -> None:
+    before = file.read_text(encoding="utf-8")
+    if before != now:
+        raise ValueError(
+            f"--data: changed since the run began: it was\n{before}and is\n{now}"
+            "start a new run, or put the file back"
+        )
