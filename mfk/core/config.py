@@ -103,6 +103,15 @@ def save_yaml(config: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(Path(path), to_yaml(config))
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key: {"train": {"lr": 1}} is {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
 def refuse_unused(config: Any, used: bool, *names: str) -> None:
     """ValueError if, `used` being False, a field that then has no effect is not at its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}

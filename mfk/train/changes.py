@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mfk.core.config import flatten
 from mfk.train import runs
 
 
@@ -18,7 +19,7 @@ def changed_settings(run: Path, record: Mapping[str, Any], fixed: Collection[str
     """
     if not (run / runs.CONFIG).exists():
         return []
-    before, now = (_flat(settings) for settings in (runs.read_record(run), record))
+    before, now = (flatten(settings) for settings in (runs.read_record(run), record))
     changed = []
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
@@ -41,10 +42,3 @@ def changed_versions(run: Path, seed: int) -> list[str]:
         for name in now
         if name != "seed" and name in before and before[name] != now[name]
     ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

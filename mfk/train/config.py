@@ -11,7 +11,7 @@ from mfk.core.types import Optimizer, Schedule, describe
 from mfk.optim import adamw, decays_by_name, warmup_constant, warmup_cosine, warmup_linear
 from mfk.train.log import LogLevel
 from mfk.train.step import Precision
-from mfk.train.trackers import TRACKERS, Tracker
+from mfk.train.trackers import Tracker, check_trackers
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,7 @@ def check_config(config: TrainConfig) -> None:
     ):
         if getattr(config, name) not in choices:
             raise ValueError(f"{name}: expected one of {choices}, got {getattr(config, name)!r}")
-    for tracker in config.trackers:
-        if tracker not in TRACKERS or config.trackers.count(tracker) > 1:
-            raise ValueError(f"trackers: expected some of {TRACKERS}, each once, got {config.trackers}")
+    check_trackers(config.trackers)
     if config.schedule != "constant" and config.min_lr > config.lr:
         raise ValueError(f"min_lr: expected at most lr, {config.lr}, got {config.min_lr}")
     for name in ("clip", "ema_decay"):

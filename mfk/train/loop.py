@@ -121,10 +121,10 @@ def fit(
         elif init_from is not None:
             state = _with_weights(state, Path(init_from))
         run.mkdir(parents=True, exist_ok=True)
-        if begins:
-            (run / runs.HISTORY).unlink(missing_ok=True)
         if not resume:
             stack.enter_context(runs.locked(run))
+        if begins:
+            (run / runs.HISTORY).unlink(missing_ok=True)
         sink = open_sink(
             run,
             state.step,
@@ -173,7 +173,6 @@ def fit(
             sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
         signalled = stack.enter_context(interruptible())
-        profile = stack.enter_context(profiled(run, config.profile, state.step))
         saved_at = state.step
         values: dict[str, float] = {}
         if begins:
@@ -183,6 +182,7 @@ def fit(
         if source is not None and not ended:
             feed = source.start(state.step)
             stack.callback(getattr(feed, "close", lambda: None))
+        profile = stack.enter_context(profiled(run, config.profile, state.step, note=sink.note))
         epoch: Metrics = {}
         clock, rows = time.perf_counter(), 0
         while not ended and signalled() is None:

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from mfk.core.config import flatten
 from mfk.core.files import write_atomically
 from mfk.train.runs import LOGS
 from mfk.train.terminal import Note
@@ -160,7 +161,7 @@ def _open_mlflow(run: Path, start: int, record: Mapping[str, Any]) -> Track:
     tracked = found[0] if found else client.create_run(number, run_name="/".join(run.parts[-2:]))
     name = tracked.info.run_id
     client.update_run(name, status="RUNNING")
-    settings = {key: str(value) for key, value in _flat(record)}
+    settings = {key: str(value) for key, value in flatten(record).items()}
     known = tracked.data.params
     params = [Param(key, value) for key, value in settings.items() if key not in known]
     # A parameter cannot be changed, a tag can be added.
@@ -193,14 +194,6 @@ def _is_installed(package: str) -> bool:
     # A folder of that name, as wandb itself leaves in the working directory, is found without an origin.
     spec = find_spec(package)
     return spec is not None and spec.origin is not None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _sqlite(file: Path) -> str:

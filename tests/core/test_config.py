@@ -286,3 +286,8 @@ def test_a_programmers_mistake_is_a_type_error() -> None:
     strange = dataclasses.make_dataclass("strange", [("x", set[int])])
     with pytest.raises(TypeError, match=r"x: a config cannot hold the annotation set\[int\]"):
         config.from_dict(strange, {"x": [1]})
+
+
+def test_nested_settings_by_dotted_key() -> None:
+    nested = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": {}}
+    assert config.flatten(nested) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
