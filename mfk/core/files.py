@@ -11,6 +11,7 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError: the folder cannot be written to.
+        OSError: the disk is full; the file is named in any case.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -19,5 +20,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        # A full disk's error names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)

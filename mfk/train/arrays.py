@@ -18,18 +18,18 @@ import numpy as np
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write `arrays` as the new folder `path`, beside it first and then renamed into place."""
-    with _orbax() as ocp:
+    with silent_orbax() as ocp:
         ocp.save(path, dict(arrays))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a folder that `write_arrays` made."""
-    with _orbax() as ocp:
+    with silent_orbax() as ocp:
         return dict(ocp.load(path))
 
 
 @contextmanager
-def _orbax() -> Iterator[Any]:
+def silent_orbax() -> Iterator[Any]:
     """Orbax's v1 interface, silent: it and JAX log each save, and warn of accelerators."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

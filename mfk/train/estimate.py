@@ -243,9 +243,9 @@ def _bytes(value: Tree) -> int:
 
 def _resident() -> int:
     """Bytes of physical memory of this process, with freed memory handed back and orbax imported."""
-    from mfk.train.arrays import _orbax
+    from mfk.train.arrays import silent_orbax
 
-    with _orbax():
+    with silent_orbax():
         gc.collect()
     # Of glibc; other C libraries have no such function.
     with suppress(OSError, AttributeError):

@@ -88,7 +88,7 @@ def launch(
     if run.dry_run:
         print(config.to_yaml(settings), end="")
         print(f"# {plan.steps} steps on {resolve_device(plan.device)}, {plan.precision}")
-        print(describe_run(task, plan, example))
+        print(describe_run(task, plan, example), end="")
         return None
     folder = Path(run.resume) if run.resume is not None else claim_run(run.out, name)
     with suppress(OSError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mfk.core.files import write_atomically
+from mfk.train.board import open_board
 from mfk.train.runs import HISTORY, LOGS
 from mfk.train.terminal import LogLevel, Note, open_terminal
 from mfk.train.trackers import Tracker, check_trackers, open_tracker
@@ -64,8 +65,8 @@ def open_sink(
     with ExitStack() as stack:
         terminal = open_terminal(start, total, console=console, level=level)
         stack.callback(terminal.stop)
-        file = stack.enter_context(history.open("a", encoding="utf-8"))
-        board = _open_board(run / LOGS, start)
+        file = stack.enter_context(history.open("ab", buffering=0))
+        board = open_board(run / LOGS, start)
         stack.callback(board.close)
         tracks = []
         for name in trackers:
@@ -77,12 +78,15 @@ def open_sink(
     def log(step: int, metrics: Mapping[str, float]) -> None:
         entry = {"step": step, "time": round(time.time(), 3)}
         entry |= {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
-        file.write(json.dumps(entry, allow_nan=False) + "\n")
-        file.flush()
-        for name, x in metrics.items():
-            # tensorboardX prints a warning for each other value; the history has them.
-            if math.isfinite(x):
-                board.add_scalar(name, x, step)
+        try:
+            # Unbuffered: what a full disk refused must not be tried again, and fail again, at the end.
+            file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
+            # TensorBoard draws no other value; the history has them.
+            board.log(step, {name: x for name, x in metrics.items() if math.isfinite(x)})
+        except OSError as error:
+            raise OSError(
+                f"{run}: cannot write its logs ({error.strerror}); the last checkpoint is intact"
+            ) from error
         for track in tracks:
             track(step, metrics)
         terminal.show(step, metrics)
@@ -128,10 +132,3 @@ def history_records(history: Path) -> list[dict[str, Any]]:
 def _cut(history: Path, start: int) -> None:
     kept = [json.dumps(record) + "\n" for record in history_records(history) if record["step"] <= start]
     write_atomically(history, "".join(kept))
-
-
-def _open_board(folder: Path, start: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    # A killed process loses these seconds of TensorBoard; the history is written at once.
-    return SummaryWriter(logdir=str(folder), purge_step=start + 1 if start else None, flush_secs=5)

@@ -112,6 +112,7 @@ def make_train_step(
             )
             carried = aux.state
             sums = _add(sums, (grads, total, weight, aux.metrics))
+            del grads  # or it would live beside the next one
         assert sums is not None
         grads, total, weight, metrics = sums
 

@@ -394,7 +394,7 @@ def test_a_refused_resume_changes_nothing(tmp_path):
         fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
     with (run / "history.jsonl").open("a") as file:
         file.write("[1, 2]\n")
-    with pytest.raises(ValueError, match=r"history\.jsonl: line 2: expected a JSON object"):
+    with pytest.raises(ValueError, match=r"history\.jsonl: expected one record"):
         fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
     assert (run / "config.yaml").read_bytes() == before
 
