@@ -7,4 +7,6 @@ import os
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# torch.profiler reads it once, at its first use, which is some test's own.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 torch.set_num_threads(1)

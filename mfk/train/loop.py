@@ -107,7 +107,7 @@ def fit(
             if run.is_dir():
                 stack.enter_context(runs.locked(run))
             if not runs.is_unsaved(run):
-                checkpoint.find(folder)
+                checkpoint.find(run)
             changed += changed_settings(run, record, fixed) + changed_versions(run, config.seed)
         else:
             runs.refuse_run(run)

@@ -123,7 +123,7 @@ def test_solve_answers_with_joints_and_error(
 def test_presets_and_dry_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, "documented", "--dry-run")
     printed = capfd.readouterr().out
-    assert "17,889,543 parameters" in printed and "lr: 0.0001" in printed
+    assert "# parameters: 17,889,543" in printed and "lr: 0.0001" in printed
     run(monkeypatch, "quick", "--lr", "1e-4", "--dry-run")
     assert "lr: 0.0001" in capfd.readouterr().out
     quick, documented = panda.PRESETS["quick"][1], panda.PRESETS["documented"][1]
@@ -149,7 +149,8 @@ def test_missing_and_damaged_checkpoints(
     assert str(nowhere) in fails(monkeypatch, capfd, "--resume", str(nowhere))
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    for name in ("config.yaml", "history.jsonl"):
+        (empty / name).write_bytes((finished / name).read_bytes())
     assert "holds no complete checkpoint" in fails(monkeypatch, capfd, "--resume", str(empty))
 
 

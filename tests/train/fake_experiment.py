@@ -78,7 +78,7 @@ def main():
         first, best = (record[-1]["step"], record[-1].get("val/error")) if record else (0, None)
     else:
         folder = Path(given["out"])
-        if (folder / "config.yaml").exists():
+        if (folder / "config.yaml").exists() or (folder / "history.jsonl").exists():
             sys.exit("error: already holds a run")
         flat = asdict(PRESETS[preset][1])
         settings = flat["train"] | {name: x for name, x in flat.items() if name not in ("train", "run")}
@@ -106,9 +106,14 @@ def main():
         if (marks / f"break-{settings['seed']}").exists():
             lock.unlink()
             raise RuntimeError(f"seed {settings['seed']} is broken")
-        time.sleep(settings["pause"])
+        if (marks / f"kill-{settings['seed']}").exists():
+            lock.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not (marks / "fast").exists():
+            time.sleep(settings["pause"])
     if stopped:
         time.sleep(settings["last_words"])
+        print("stopped and saved")
         lock.unlink()
         sys.exit(143)
     (folder / "result.json").write_text(

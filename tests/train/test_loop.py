@@ -131,6 +131,17 @@ def test_the_checkpoint_is_the_state_and_validation_sees_the_average(undisturbed
     assert validation_metrics(task, back, batches) == saved(folder)[-1].metrics
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Python's own handlers: a background job of the shell has SIGINT ignored, nohup's SIGHUP."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(
     ("number", "stop_at"), [(signal.SIGINT, 0), (signal.SIGTERM, 4), (signal.SIGHUP, 7), (signal.SIGINT, 11)]
 )
@@ -156,15 +167,7 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
     assert history == expected
 
 
-@pytest.fixture
-def usual_interrupt() -> Iterator[None]:
-    """Python's own handler: a shell that runs the tests in the background has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("usual_interrupt")
+@pytest.mark.usefixtures("usual_signals")
 def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "run", batches=_stream(7, (signal.SIGINT, signal.SIGINT)))
@@ -404,7 +407,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, undistu
     _fit(run)
     shutil.rmtree(run / "checkpoints")
     # After steps without a checkpoint something is lost: that is an error, not a new start.
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="run: holds no complete checkpoint"):
         _fit(run, resume=True)
     first = (run / "history.jsonl").read_text().splitlines()[0]
     (run / "history.jsonl").write_text(first + "\n")
