@@ -35,7 +35,7 @@ class IKRun:
     validation_poses: int = 2_000
     """Poses of the validation during training; of a data file's held-out rows the first so many."""
     report_poses: int = 5_000
-    """Held-out poses of the final report; of a data file's held-out rows the first so many."""
+    """Held-out poses of the final report; of a data file's those after the validation's, if any are left."""
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -69,12 +69,12 @@ class Solve:
     """Least-squares steps after the network."""
 
 
-def presets(default: IKRun) -> dict[str, tuple[str, IKRun]]:
-    """The presets of a robot; `default` says which."""
+def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, tuple[str, IKRun]]:
+    """The presets of a robot; `default` says which, and how its small network steps."""
     small = replace(
         default,
         train=TrainConfig(
-            steps=2_000, batch_size=1_024, lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
+            steps=steps, batch_size=1_024, lr=lr, min_lr=1e-5, warmup_steps=100, weight_decay=1e-5,
             ema_decay=0.998, validate_every=100, checkpoint_every=500, best_metric="position_mm",
         ),
     )  # fmt: skip
@@ -153,7 +153,7 @@ def run(name: str, settings: IKRun) -> None:
         ):
             print(f"# note: {note}")
         if settings.run.resume is not None:
-            _check_same(Path(settings.run.resume) / DATA, records[DATA])
+            _check_same(Path(settings.run.resume), records[DATA])
     task = ik.ik_task(chain, settings.ik)
     held_out = None if files is None else files.held_out
     result = train.launch(
@@ -170,9 +170,17 @@ def run(name: str, settings: IKRun) -> None:
         fixed=("robot", "ik", "files", "loader.shuffle", "validation_poses"),
     )
     if result is not None:
-        problems = _problems(chain, settings, held_out, settings.report_poses)
+        rows = None if held_out is None else report_rows(settings, held_out)
+        problems = _problems(chain, settings, rows, settings.report_poses)
         seconds = f"{time.perf_counter() - started:.0f} s until the report"
-        report(settings, chain, problems, result.run, result.run, {"this session": seconds})
+        try:
+            report(settings, chain, problems, result.run, result.run, {"this session": seconds})
+        except KeyboardInterrupt:
+            print(
+                f"the training is complete; evaluate --checkpoint {result.run} makes the report",
+                file=sys.stderr,
+            )
+            raise
 
 
 def report(
@@ -196,7 +204,7 @@ def report(
             for name in ("train/raw_error", "val/position_mm")
         )
     )
-    made = max(record["step"] for record in history)
+    made = train.find(checkpoint, "best").step
     facts = {
         "robot": repr(chain),
         "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
@@ -225,7 +233,10 @@ def evaluate(command: Evaluate) -> None:
         held_out, more = ik_files.as_batch(file.rows), {"problems": f"those of {command.data}"}
     else:
         files = ik_files.open_files(chain, robot, settings.files, settings.train.seed)
-        held_out, more = None if files is None else files.held_out, {"problems": "those of the run's report"}
+        held_out, more = None, {"problems": "those of the run's report"}
+        if files is not None:
+            _check_same(run_of(checkpoint), ik_files.fingerprints(settings.files))
+            held_out = report_rows(settings, files.held_out)
     poses = settings.report_poses if command.poses is None else command.poses
     if poses < 1:
         raise ValueError(f"poses: expected at least 1, got {poses}")
@@ -273,7 +284,7 @@ def run_of(checkpoint: Path) -> Path:
     Raises:
         FileNotFoundError: it is neither.
     """
-    for folder in (checkpoint, checkpoint.parent.parent):
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         if (folder / "config.yaml").is_file():
             return folder
     raise FileNotFoundError(f"--checkpoint: {checkpoint} is not the folder of a run: it has no config.yaml")
@@ -290,6 +301,12 @@ def robot_of(settings: IKRun, run: Path | str | None) -> RobotConfig:
     return settings.robot if copy is None or not copy.is_file() else replace(settings.robot, urdf=copy)
 
 
+def report_rows(settings: IKRun, held_out: Batch) -> Batch:
+    """The held-out rows that no validation has seen, or all of them where validation takes all."""
+    seen = settings.validation_poses if len(held_out["q"]) > settings.validation_poses else 0
+    return {name: x[seen:] for name, x in held_out.items()}
+
+
 def _problems(chain: Chain, settings: IKRun, held_out: Batch | None, poses: int) -> ik_compare.HeldOut:
     if held_out is None:
         return ik_compare.held_out(chain, settings.ik.data, poses)
@@ -297,8 +314,10 @@ def _problems(chain: Chain, settings: IKRun, held_out: Batch | None, poses: int)
     return ik_compare.HeldOut(rows["q_target"], rows["q"] - rows["r"] * rows["v"])
 
 
-def _check_same(file: Path, now: str) -> None:
-    before = file.read_text(encoding="utf-8")
+def _check_same(run: Path, now: str) -> None:
+    """ValueError if the run was begun with other data; without a record it had none, which `fixed` tells."""
+    file = run / DATA
+    before = file.read_text(encoding="utf-8") if file.is_file() else now
     if before != now:
         raise ValueError(
             f"--data: changed since the run began: it was\n{before}and is\n{now}"

@@ -59,6 +59,9 @@ ALIASES = {
 }
 """Other spellings of a flag; each holds wherever there is a field of the right-hand name."""
 
+REPLACED = {"--steps": "--epochs", "--warmup-steps": "--warmup-epochs"}
+"""A flag that the other one takes the place of: given by itself, it turns a preset's other one off."""
+
 USER_ERRORS = (ValueError, OSError)
 """What a user's mistake, or a full disk, raises: `main` shows these as one message, without a traceback."""
 
@@ -123,6 +126,7 @@ def parse(
         return _tyro(cls, current, commands, [*words, *more], prog, _head(description, flags))
 
     try:
+        words += [] if first in commands else _settle(words, flags)
         line = read(own)
         if first in commands:
             to_dict(line)
@@ -136,6 +140,8 @@ def parse(
             line = read(under, *(f"--{name}={run}" for name in ("resume", "out") if name in flags))
         to_dict(line.values)
         return line.values
+    except BrokenPipeError:
+        raise SystemExit(1) from None
     except USER_ERRORS as error:
         _fail(error)
 
@@ -234,6 +240,18 @@ def _spell(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
         if spelled[-1] == "--resume" and "resume" in flags and (words[i + 1 :] or ["-"])[0].startswith("-"):
             spelled.append("auto")
     return spelled
+
+
+def _settle(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Flags that turn off what would take the place of a flag that is given; ValueError where both are."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    more: list[str] = []
+    for flag, other in REPLACED.items():
+        if flag in given and other[2:].replace("-", "_") in flags:
+            if other in given:
+                raise ValueError(f"{flag}: {other} is given too, and takes its place; leave one out")
+            more += [other, "None"]
+    return more
 
 
 def _head(description: str, flags: Mapping[str, tuple[str, ...]]) -> str:

@@ -21,6 +21,8 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
         # A full disk's error names no file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

@@ -105,7 +105,8 @@ def batches_of(
             source = gather_in_workers(tensors, numbers(step), config.num_workers)
         else:
             source = (gather(tensors, chosen) for chosen in numbers(step))
-        return map(_pinned, source) if config.pin_memory else source
+        # A generator, so that closing it closes the source, and with it the workers.
+        return (_pinned(batch) for batch in source) if config.pin_memory else source
 
     def numbers(step: int) -> Iterator[Tensor]:
         first, position = divmod(step, per_epoch)

@@ -112,10 +112,11 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     """
     model = ik_model(chain, config.net)
     check_augment(chain, config.augment)
-    for name in ("weight_c", "weight_p"):
-        value = getattr(config.loss, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
+    c, p = config.loss.weight_c, config.loss.weight_p
+    if c is not None and not (math.isfinite(c) and c > 0):
+        raise ValueError(f"weight_c: expected a positive number, got {c!r}")
+    if p is not None and not (math.isfinite(p) and p >= 0):
+        raise ValueError(f"weight_p: expected a number >= 0, got {p!r}")
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:

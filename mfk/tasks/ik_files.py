@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mfk.core.config import refuse_unused
@@ -58,8 +60,13 @@ def open_files(chain: Chain, robot: RobotConfig, config: IKFileConfig, seed: int
 
     training = read(config.data)
     if config.validation_data is not None:
-        return IKFiles(training, None, read(config.validation_data), tuple(notes))
-    index, rest = split_rows(len(training["q"]), config.validation_share, seed)
+        held_out = read(config.validation_data)
+        _refuse_shared(config, training, held_out)
+        return IKFiles(training, None, held_out, tuple(notes))
+    try:
+        index, rest = split_rows(len(training["q"]), config.validation_share, seed)
+    except ValueError as error:
+        raise ValueError(f"validation_share: {config.data}: {error}") from error
     held_out = {name: x[rest] for name, x in training.items()}
     return IKFiles(training, index, held_out, tuple(notes))
 
@@ -72,6 +79,27 @@ def file_batches(files: IKFiles, batch_size: int, seed: int, loader: LoaderConfi
 def as_batch(rows: IKRows) -> Batch:
     """The rows by name, without the end times if they are to be drawn."""
     return {name: x for name, x in rows._asdict().items() if x is not None}
+
+
+def _refuse_shared(config: IKFileConfig, training: Batch, held_out: Batch) -> None:
+    """ValueError if held-out rows are trained on: a longer file of a seed begins with a shorter one's."""
+    shared = np.isin(_row_keys(held_out), _row_keys(training))
+    if shared.any():
+        raise ValueError(
+            f"validation_data: {config.validation_data}: {shared.sum()} of {len(shared)} rows are in "
+            f"{config.data} too, the first is row {shared.argmax()}; generate it with another --seed"
+        )
+
+
+def _row_keys(batch: Batch) -> np.ndarray:
+    """A 64-bit hash of each row's state, time and solution, [rows]: equal for equal rows."""
+    columns = torch.cat((batch["q_target"], batch["q"], batch["r"]), 1).numpy().view(np.uint32)
+    odd = np.random.Generator(np.random.Philox(key=0)).integers(2**62, size=columns.shape[1], dtype=np.uint64)
+    keys = np.zeros(len(columns), np.uint64)
+    for k, multiplier in enumerate(2 * odd + 1):
+        keys = (keys ^ columns[:, k]) * multiplier
+        keys ^= keys >> np.uint64(29)
+    return keys
 
 
 def fingerprints(config: IKFileConfig) -> str:

@@ -25,7 +25,10 @@ def open_board(folder: Path, start: int) -> Board:
         OSError: the file cannot be written, here or when something is logged.
     """
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.event_pb2 import (  # made at run time, unseen by pyright
+        Event,  # pyright: ignore[reportAttributeAccessIssue]
+        SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+    )
     from tensorboardX.summary import scalar
 
     folder.mkdir(parents=True, exist_ok=True)

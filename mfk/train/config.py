@@ -65,7 +65,7 @@ class TrainConfig:
     log_every: int | None = 50
     """Steps between log records; None: only by epochs, and at the end."""
     log_every_epochs: int | None = None
-    """Epochs between log records of the metrics' means over those epochs (epoch/...)."""
+    """Epochs between log records of the metrics' means over the rows of those epochs (epoch/...)."""
     log_level: LogLevel = "info"
     """What the terminal shows: debug, info, warning or error; the files are complete in any case."""
     trackers: tuple[Tracker, ...] = ()
@@ -135,7 +135,7 @@ def in_steps(config: TrainConfig, per_epoch: int | None) -> TrainConfig:
     )
     if config.schedule != "constant" and warmup > steps:
         name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
-        raise ValueError(f"{name}: expected at most the run's {steps} steps, got {warmup}")
+        raise ValueError(f"{name}: expected at most the run's {steps} steps, got {warmup}; give it too")
     return resolved
 
 
@@ -192,6 +192,8 @@ def check_config(config: TrainConfig) -> None:
     if config.ema_decay is not None and config.ema_decay > 1:
         raise ValueError(f"ema_decay: expected at most 1, got {config.ema_decay}")
     refuse_unused(config, config.patience is not None, "patience_unit", "min_delta")
+    if config.patience is not None and config.validate_every is config.validate_every_epochs is None:
+        raise ValueError("patience: early stopping needs validations; give --validate-every or its epochs")
     if config.min_delta >= 1:
         raise ValueError(f"min_delta: expected a share below 1, got {config.min_delta}")
     if config.profile is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +81,7 @@ def launch(
     if batches is not None and not isinstance(batches, Batches):
         batches = batches_from(batches, settings.train.seed)
     plan = in_steps(settings.train, None if batches is None else batches.per_epoch)
-    check_fit(task, settings.train, validation)
+    check_fit(task, settings.train, validation, None if run.resume is not None else run.init_from)
     if settings.train.steps_per_epoch not in (None, plan.steps_per_epoch):
         print(f"# note: an epoch of these data has {plan.steps_per_epoch} steps; steps_per_epoch is not used")
     if run.dry_run:
@@ -91,9 +90,6 @@ def launch(
         print(describe_run(task, plan, example), end="")
         return None
     folder = Path(run.resume) if run.resume is not None else claim_run(run.out, name)
-    with suppress(OSError):
-        # Nobody may be reading, or the disk behind it may be full: no reason not to train.
-        print(f"run: {folder}, {plan.steps} steps on {resolve_device(plan.device)}", flush=True)
     if run.resume is None:
         for file, text in (files or {}).items():
             write_atomically(folder / file, text)

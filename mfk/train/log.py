@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +36,7 @@ def open_sink(
     *,
     console: bool = True,
     level: LogLevel = "info",
+    watched: str = "val_loss",
     trackers: Sequence[Tracker] = (),
     record: Mapping[str, Any] | None = None,
 ) -> Sink:
@@ -50,6 +54,7 @@ def open_sink(
         total: steps of the whole run.
         console: report on the terminal at all.
         level: the least that the terminal shows, see `mfk.train.terminal.open_terminal`.
+        watched: the validation metric that the terminal shows.
         trackers: further places for the metrics, see `mfk.train.trackers`.
         record: the run's settings, as plain data, for the trackers.
 
@@ -63,7 +68,7 @@ def open_sink(
     if history.exists():
         _cut(history, start)
     with ExitStack() as stack:
-        terminal = open_terminal(start, total, console=console, level=level)
+        terminal = open_terminal(start, total, console=console, level=level, watched=watched)
         stack.callback(terminal.stop)
         file = stack.enter_context(history.open("ab", buffering=0))
         board = open_board(run / LOGS, start)
@@ -80,7 +85,7 @@ def open_sink(
         entry |= {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
         try:
             # Unbuffered: what a full disk refused must not be tried again, and fail again, at the end.
-            file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
+            _append(file, (json.dumps(entry, allow_nan=False) + "\n").encode())
             # TensorBoard draws no other value; the history has them.
             board.log(step, {name: x for name, x in metrics.items() if math.isfinite(x)})
         except OSError as error:
@@ -132,3 +137,11 @@ def history_records(history: Path) -> list[dict[str, Any]]:
 def _cut(history: Path, start: int) -> None:
     kept = [json.dumps(record) + "\n" for record in history_records(history) if record["step"] <= start]
     write_atomically(history, "".join(kept))
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """All of the line or none of it: a disk that is nearly full takes a part, and says nothing."""
+    before = file.seek(0, 2)
+    if file.write(line) != len(line):
+        file.truncate(before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -97,7 +97,6 @@ def fit(
     )
     plan = in_steps(config, None if source is None else source.per_epoch)
     device = resolve_device(config.device)
-    best_metric = config.best_metric if validation else None
     optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
@@ -111,15 +110,17 @@ def fit(
             changed += changed_settings(run, record, fixed) + changed_versions(run, config.seed)
         else:
             runs.refuse_run(run)
-        check_fit(task, config, validation)
+        check_fit(task, config, validation, None if resume else init_from)
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
-        begins = not (resume and checkpoint.saved(folder))
+        found = checkpoint.saved(folder) if resume else []
+        begins = not found
+        best_metric = config.best_metric if validation else found[-1].best_metric if found else None
         if not begins:
             state = checkpoint.load(folder, state)
             if state.step > plan.steps:
                 raise ValueError(f"steps: {plan.steps}, but the run in {run} has already made {state.step}")
         elif init_from is not None:
-            state = _with_weights(state, Path(init_from))
+            state = _with_weights(state, init_from)
         run.mkdir(parents=True, exist_ok=True)
         if not resume:
             stack.enter_context(runs.locked(run))
@@ -131,13 +132,19 @@ def fit(
             plan.steps,
             console=console,
             level=config.log_level,
+            watched=config.best_metric,
             trackers=config.trackers,
             record=record,
         )
         stack.callback(sink.close)
-        ended = state.step == plan.steps or stopping.is_over(state.guard, plan, state.step)
+        ended = state.step == plan.steps or stopping.is_over(state.guard, plan)
+        if not ended:
+            (run / runs.RESULT).unlink(missing_ok=True)
         if begins or not ended:
             runs.write_record(run, record, config.seed)
+        sink.note(f"run: {run}, step {state.step} of {plan.steps}, {config.precision} on {device}")
+        if ended:
+            sink.note("nothing is left to train: the run has ended")
         for change in changed:
             sink.note(f"resumed with another {change}", "warning")
         if device.type == "mps":
@@ -210,8 +217,10 @@ def fit(
                 state.step, config.validate_every, config.validate_every_epochs, plan.steps_per_epoch
             ):
                 state, values = validate(state)
-                if not ended and stopping.is_over(state.guard, plan, state.step):
+                if not ended and stopping.is_over(state.guard, plan):
                     ended = True
+                    if not logs:
+                        sink.log(state.step, _figures(metrics, state, roots))
                     sink.note(f"early stop after step {state.step}: {stopping.verdict(state.guard, plan)}")
             is_best = bool(values) and state.guard.best_step == state.step
             if (
@@ -241,16 +250,21 @@ def fit(
     return FitResult(state, received, early, state.guard.best_step, state.guard.best, run)
 
 
-def check_fit(task: Task, config: TrainConfig, validation: Sequence[Batch] = ()) -> None:
+def check_fit(
+    task: Task, config: TrainConfig, validation: Sequence[Batch] = (), init_from: Path | str | None = None
+) -> None:
     """Raise what `fit` would raise for its settings, with nothing written.
 
     Raises:
+        CheckpointError: `init_from` holds no checkpoint, or one of another model.
         ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
     """
     check_config(config)
     device = resolve_device(config.device)
     if not validation and config.patience is not None:
         raise ValueError("patience: early stopping needs validation batches, and there are none")
+    if init_from is not None:
+        _with_weights(init_state(task, make_optimizer(config), config.seed, device=device), init_from)
     if validation:
         state = init_state(task, make_optimizer(config), config.seed, device=device)
         # One batch names all metrics.
@@ -259,6 +273,9 @@ def check_fit(task: Task, config: TrainConfig, validation: Sequence[Batch] = ())
             raise ValueError(
                 f"best_metric: expected one of task.evaluate's {names}, got {config.best_metric!r}"
             )
+
+
+_PER_STEP = ("grad_norm", "lr", "loss_scale")  # metrics that are not means over rows
 
 
 @contextmanager
@@ -271,10 +288,13 @@ def _threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _with_weights(state: TrainState, folder: Path) -> TrainState:
+def _with_weights(state: TrainState, folder: Path | str) -> TrainState:
     """`state` with the weights and the carried state of a run's best checkpoint."""
-    params = checkpoint.load_params(folder, state.params, "best")
-    carried = checkpoint.load_state(folder, state.state, "best")
+    try:
+        params = checkpoint.load_params(folder, state.params, "best")
+        carried = checkpoint.load_state(folder, state.state, "best")
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"init_from: {error}") from error
     ema = None if state.ema is None else tree.clone(params)
     return state._replace(params=params, state=carried, ema=ema)
 
@@ -298,24 +318,27 @@ def _rooted(name: str, value: float, roots: Collection[str]) -> float:
 
 
 def _add(sums: Metrics, metrics: Metrics) -> Metrics:
-    """Running sums over the steps that were made, and their number; nothing waits for the device."""
+    """Sums over the steps that were made: of steps, of weights, and of the metrics times these."""
     made = metrics["skipped"] == 0
-    terms = {
-        name: torch.where(made, x.to(made.device), 0.0) for name, x in metrics.items() if name != "skipped"
-    }
-    terms["steps"] = made.double()
+    terms = {"steps": torch.ones_like(made, dtype=torch.float64), "weight": metrics["weight"]}
+    for name, x in metrics.items():
+        if name in _PER_STEP:
+            terms[name] = x.to(made.device, non_blocking=True)
+        elif name not in ("skipped", "weight"):
+            terms[name] = x * metrics["weight"]
+    terms = {name: torch.where(made, x, 0.0) for name, x in terms.items()}
     return {name: sums[name] + x if sums else x.double() for name, x in terms.items()}
 
 
 def _means(sums: Metrics, roots: Collection[str]) -> dict[str, float]:
-    count = float(sums["steps"])
-    means = {
-        f"epoch/{name}": _rooted(name, float(x) / count if count else math.nan, roots)
-        for name, x in sums.items()
-        if name != "steps"
-    }
-    # Less than the epoch's length where steps were skipped, or the run resumed within it.
-    return means | {"epoch/steps": count}
+    """Means over the epoch's rows (a short last batch counts for less), of the step's own over its steps."""
+    figures = {f"epoch/{name}": float(sums[name]) for name in ("steps", "weight")}
+    for name, x in sums.items():
+        if name not in ("steps", "weight"):
+            divisor = figures["epoch/steps" if name in _PER_STEP else "epoch/weight"]
+            figures[f"epoch/{name}"] = _rooted(name, float(x) / divisor if divisor else math.nan, roots)
+    # Fewer steps than the epoch has: some were skipped, or the run was resumed within it.
+    return figures
 
 
 def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str, Any]:
@@ -330,11 +353,11 @@ def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str
 
 
 def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, folder: Path) -> None:
-    skipped = int(state.guard.consecutive)
+    skipped = int(state.guard.worst)
     if skipped >= limit:
-        names = [name for name, value in figures.items() if not math.isfinite(value)]
+        names = [name for name, value in figures.items() if not math.isfinite(value)] or ["loss or gradient"]
         raise TrainingDiverged(
-            f"step {state.step}: {', '.join(names)} not finite, the last {skipped} steps were skipped. "
+            f"step {state.step}: {', '.join(names)} not finite, {skipped} steps in a row were skipped. "
             f"{_last_good(folder)} Lower the learning rate, or look for bad values in the data."
         )
 
@@ -342,7 +365,8 @@ def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, fo
 def _check_params(state: TrainState, folder: Path) -> None:
     if bool(tree.all_finite(inference_params(state))) and bool(tree.all_finite(state.params)):
         return
-    bad = [name for name, x in tree.named_leaves(state.params) if not bool(torch.isfinite(x).all())]
+    leaves = tree.named_leaves((state.params, state.ema))
+    bad = [name for name, x in leaves if not bool(torch.isfinite(x).all())]
     raise TrainingDiverged(
         f"step {state.step}: parameters {bad[:4]} are not finite. {_last_good(folder)} "
         "Lower the learning rate."

@@ -19,7 +19,8 @@ class Guard(NamedTuple):
     """What protects a run: steps that were not made, the loss scale, and the course of the validations."""
 
     skipped: Tensor  # [], int64: steps skipped since the start, because they were not finite
-    consecutive: Tensor  # [], int64: steps skipped in a row, up to now
+    consecutive: Tensor  # [], int64: steps skipped in a row, up to now; in fp16 not those of its scale
+    worst: Tensor  # [], int64: the most that were ever skipped in a row
     scale: Tensor  # [], float32: what an fp16 loss is multiplied by before it is differentiated
     clean: Tensor  # [], int64: steps made since the scale last changed
     best: float = math.inf  # lowest value of the watched validation metric
@@ -27,6 +28,7 @@ class Guard(NamedTuple):
     reference: float = math.inf  # last value of it that counted as progress, for early stopping
     reference_step: int = 0  # the step of that value
     stalled: int = 0  # validations since then
+    judged_step: int = 0  # the step of the last validation
 
 
 class TrainState(NamedTuple):
@@ -70,7 +72,13 @@ def init_state(
         state=state,
         opt=optimizer.init(params),
         ema=tree.clone(params) if ema else None,
-        guard=Guard(zero, zero.clone(), torch.tensor(FIRST_SCALE, device=device), zero.clone()),
+        guard=Guard(
+            skipped=zero,
+            consecutive=zero.clone(),
+            worst=zero.clone(),
+            scale=torch.tensor(FIRST_SCALE, device=device),
+            clean=zero.clone(),
+        ),
     )
 
 

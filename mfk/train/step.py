@@ -20,7 +20,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 """Of the loss's matrix products, by torch.autocast; parameters, moments and sums stay in fp32."""
 
-_OWN_METRICS = ("loss", "grad_norm", "lr", "skipped")
+_OWN_METRICS = ("loss", "grad_norm", "lr", "skipped", "weight")
 # An fp16 loss's scale: halved by a step that overflows, doubled after so many that do not.
 _SCALE_EVERY, _SCALE_LEAST, _SCALE_MOST = 1_000, 2.0**-14, 2.0**24
 
@@ -74,7 +74,8 @@ def make_train_step(
 
     Returns:
         The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
-        (1 if this step was), loss_scale in fp16, and the task's own, divided by the weight.
+        (1 if this step was), weight (the sum of the rows' weights), loss_scale in fp16, and the task's own,
+        divided by the weight.
 
     Raises:
         ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
@@ -133,8 +134,12 @@ def make_train_step(
             ema = state.ema
             if ema_decay is not None:
                 ema = ema_update(ema, params, ema_decay, found_inf)
-            guard = _count(state.guard, found_inf)
-        reported: Metrics = dict(zip(_OWN_METRICS, (loss, norm, torch.tensor(lr), found_inf), strict=True))
+            # An overflow of the scaled loss alone is the scale's fault, until the scale can fall no further.
+            innocent = torch.isfinite(loss) & (state.guard.scale > _SCALE_LEAST) if scaled else None
+            guard = _count(state.guard, found_inf, innocent)
+        reported: Metrics = dict(
+            zip(_OWN_METRICS, (loss, norm, torch.tensor(lr), found_inf, weight), strict=True)
+        )
         if scaled:
             reported["loss_scale"] = state.guard.scale
             guard = _rescale(guard, found_inf)
@@ -192,9 +197,12 @@ def _keep_if(bad: Tensor, old: Tree, new: Tree) -> Tree:
     return tree.map(one, old, new)
 
 
-def _count(guard: Guard, bad: Tensor) -> Guard:
+def _count(guard: Guard, bad: Tensor, innocent: Tensor | None) -> Guard:
     one = bad.to(torch.int64)
-    return guard._replace(skipped=guard.skipped + one, consecutive=(guard.consecutive + one) * one)
+    blamed = one if innocent is None else one * ~innocent
+    consecutive = (guard.consecutive + blamed) * one
+    worst = torch.maximum(guard.worst, consecutive)
+    return guard._replace(skipped=guard.skipped + one, consecutive=consecutive, worst=worst)
 
 
 def _rescale(guard: Guard, bad: Tensor) -> Guard:

@@ -20,7 +20,7 @@ def judge(guard: Guard, score: float, step: int, min_delta: float) -> Guard:
     """
     if score < guard.best:
         guard = guard._replace(best=score, best_step=step)
-    bar = guard.reference
+    guard, bar = guard._replace(judged_step=step), guard.reference
     if math.isfinite(bar):
         bar -= min_delta * abs(bar)
     if score < bar:
@@ -28,14 +28,15 @@ def judge(guard: Guard, score: float, step: int, min_delta: float) -> Guard:
     return guard._replace(stalled=guard.stalled + 1)
 
 
-def is_over(guard: Guard, config: TrainConfig, step: int) -> bool:
-    """Whether early stopping ends the run after `step` steps; `config` as from `in_steps`."""
+def is_over(guard: Guard, config: TrainConfig) -> bool:
+    """Whether early stopping ended the run with its last validation; `config` as from `in_steps`."""
     if config.patience is None:
         return False
     if config.patience_unit == "validations":
         return guard.stalled >= config.patience
     assert config.steps_per_epoch is not None
-    return guard.stalled > 0 and step - guard.reference_step >= config.patience * config.steps_per_epoch
+    waited = guard.judged_step - guard.reference_step
+    return guard.stalled > 0 and waited >= config.patience * config.steps_per_epoch
 
 
 def verdict(guard: Guard, config: TrainConfig) -> str:

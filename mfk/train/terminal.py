@@ -37,11 +37,14 @@ class _View(NamedTuple):
     stop: Callable[[], None]
 
 
-def open_terminal(start: int, total: int, *, console: bool = True, level: LogLevel = "info") -> Terminal:
+def open_terminal(
+    start: int, total: int, *, console: bool = True, level: LogLevel = "info", watched: str = "val_loss"
+) -> Terminal:
     """The terminal of a run that has made `start` of `total` steps.
 
     A bar where standard output is a terminal, else lines of the main metrics every few seconds: both are
-    "info". "debug" adds every record in full; "warning" and "error" show notes alone. A terminal that is
+    "info". "debug" adds every record in full; "warning" and "error" show notes alone. Of
+    the validation's metrics the bar and the lines show `watched`. A terminal that is
     closed, a pipe that nobody reads any more and a full disk behind it end the showing, never the training.
 
     Raises:
@@ -52,9 +55,9 @@ def open_terminal(start: int, total: int, *, console: bool = True, level: LogLev
     least = _LEVELS.index(level)
     # The last one is drawn; a bar that fails leaves its place to lines, of which each may fail by itself.
     draws = console and level in ("debug", "info")
-    views = [_lines(start, total) if draws else _NOTES if console else _SILENT]
+    views = [_lines(start, total, watched) if draws else _NOTES if console else _SILENT]
     if draws and _on_terminal():
-        views.append(_bar(start, total))
+        views.append(_bar(start, total, watched))
 
     def attempt(draw: Callable[[_View], None]) -> None:
         try:
@@ -99,13 +102,13 @@ def _printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _figures(metrics: Mapping[str, float]) -> str:
+def _figures(metrics: Mapping[str, float], watched: str) -> str:
     """The few metrics that fit on a line."""
     parts = []
     for name, form in (
         ("train/loss", "loss {:.4g}"),
         ("epoch/loss", "epoch loss {:.4g}"),
-        ("val/val_loss", "val_loss {:.4g}"),
+        (f"val/{watched}", watched + " {:.4g}"),
         ("train/lr", "lr {:.2e}"),
         ("train/samples_per_second", "{:.0f} samples/s"),
     ):
@@ -114,7 +117,7 @@ def _figures(metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _bar(start: int, total: int) -> _View:
+def _bar(start: int, total: int, watched: str) -> _View:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     progress = Progress(
@@ -131,7 +134,7 @@ def _bar(start: int, total: int) -> _View:
 
     def show(step: int, metrics: Mapping[str, float]) -> None:
         shown.update(metrics)
-        progress.update(job, completed=step, description=_figures(shown), refresh=True)
+        progress.update(job, completed=step, description=_figures(shown, watched), refresh=True)
 
     def advance(step: int) -> None:
         # Starting draws already, and may find no terminal: in here it is caught.
@@ -147,7 +150,7 @@ def _bar(start: int, total: int) -> _View:
     return _View(show, advance, write, progress.stop)
 
 
-def _lines(start: int, total: int) -> _View:
+def _lines(start: int, total: int, watched: str) -> _View:
     begun = time.monotonic()
     printed = [-math.inf]
 
@@ -158,7 +161,9 @@ def _lines(start: int, total: int) -> _View:
             return
         printed[0] = now
         left = (now - begun) / max(step - start, 1) * (total - step)
-        _print(f"step {step}/{total}  {_figures(metrics)}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+        _print(
+            f"step {step}/{total}  {_figures(metrics, watched)}  ETA {int(left) // 60}:{int(left) % 60:02d}"
+        )
 
     return _View(show, _nothing, _print, _nothing)
 

@@ -68,7 +68,8 @@ def test_epochs_are_those_of_the_training_rows(finished: Path) -> None:
     """A tenth of 1,000 rows is held out: 900 rows are 15 batches of 64, the last one short."""
     assert json.loads((finished / "result.json").read_text())["steps"] == 30
     report = json.loads((finished / "report.json").read_text())
-    assert report["facts"]["held-out poses"] == 100 and "panda.pt" in report["facts"]["references"]
+    # The report takes those that no validation has seen.
+    assert report["facts"]["held-out poses"] == 36 and "panda.pt" in report["facts"]["references"]
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -136,8 +137,11 @@ def test_changed_data_are_not_trained_on_by_a_resumed_run(
     run(monkeypatch, panda, *TINY, "--data", str(path), "--steps", "4", "--out", str(tmp_path / "run"))
     path.unlink()
     _generate(path, kinematics.panda(), 200, seed=1)
-    message = fails(monkeypatch, capfd, panda, "--resume", str(tmp_path / "run"), "--steps", "8")
-    assert "--data: changed since the run began" in message
+    for words in (
+        ["--resume", str(tmp_path / "run"), "--steps", "8"],
+        ["evaluate", "--checkpoint", str(tmp_path / "run")],
+    ):
+        assert "--data: changed since the run began" in fails(monkeypatch, capfd, panda, *words)
 
 
 def test_a_validation_file(
@@ -148,9 +152,31 @@ def test_a_validation_file(
     run(monkeypatch, panda, *words, "--out", str(tmp_path / "run"))
     # All 1,000 rows are trained on: 16 batches.
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 16
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["facts"]["held-out poses"] == 80
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["facts"]["held-out poses"] == 16
     message = fails(monkeypatch, capfd, panda, *words, "--validation-share", "0.2")
     assert "validation_share: 0.2 would have no effect" in message
+
+
+def test_held_out_rows_are_not_trained_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A shorter file of the same seed is the head of the longer one."""
+    head = _generate(tmp_path / "head.npz", kinematics.panda(), 70)
+    for held_out, rows in ((head, 70), (data, 1_000)):
+        words = ["--data", str(data), "--validation-data", str(held_out), "--dry-run"]
+        message = fails(monkeypatch, capfd, panda, *TINY, *words)
+        assert f"{rows} of {rows} rows are in {data} too, the first is row 0" in message
+
+
+def test_steps_on_the_command_line_go_before_a_presets_epochs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        monkeypatch, panda, "documented", "--width", "256", "--steps", "7", "--warmup-steps", "1", "--dry-run"
+    )
+    assert "# 7 steps" in capfd.readouterr().out
+    message = fails(monkeypatch, capfd, panda, "documented", "--steps", "7", "--epochs", "2", "--dry-run")
+    assert "--steps: --epochs is given too" in message
 
 
 def test_augmentation_changes_the_training_and_not_the_validation(
@@ -258,3 +284,8 @@ def test_initial_weights_from_another_run(
     run(monkeypatch, panda, *words, str(finished), "--seed", "3", "--out", str(tmp_path / "run"))
     assert inverse_kinematics.settings_of(tmp_path / "run").run.init_from == str(finished)
     assert "no such folder" in fails(monkeypatch, capfd, panda, *words, str(tmp_path / "nowhere"))
+    # A mistake leaves no folder, in a dry run or not.
+    for more in ([], ["--dry-run"]):
+        other = [*words, str(finished), "--width", "32", "--out", str(tmp_path / "other"), *more]
+        assert "init_from: " in fails(monkeypatch, capfd, panda, *other)
+    assert not (tmp_path / "other").exists()

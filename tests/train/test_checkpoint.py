@@ -54,7 +54,13 @@ def _state(step: int = 3, scale: float = 1.0) -> TrainState:
     }
     opt = _Opt(torch.tensor(5.0), tree.map(torch.zeros_like, params))
     guard = Guard(
-        torch.tensor(2), torch.tensor(0), torch.tensor(0.5), torch.tensor(9), best=0.1 + 0.2, best_step=2**60
+        torch.tensor(2),
+        torch.tensor(0),
+        torch.tensor(1),
+        torch.tensor(0.5),
+        torch.tensor(9),
+        best=0.1 + 0.2,
+        best_step=2**60,
     )
     return TrainState(step, params, state, opt, tree.clone(params), guard)
 
@@ -273,7 +279,7 @@ from pathlib import Path
 import mfk.train
 assert not {"jax", "orbax", "orbax.checkpoint", "tensorboardX", "rich", "yaml"} & set(sys.modules)
 from mfk.train import Guard, TrainState, load, save
-guard = Guard(*[torch.tensor(0)] * 4)
+guard = Guard(*[torch.tensor(0)] * 5)
 state = TrainState(1, {"w": torch.ones(3)}, {}, {}, None, guard)
 save(Path(sys.argv[1]), state)
 load(Path(sys.argv[1]), state)

@@ -19,7 +19,7 @@ from pathlib import Path
 import orbax.checkpoint.experimental.v1
 import tensorboardX, yaml
 
-import test_loop
+import test_loop, torch
 from mfk.core import tree
 from mfk.train import checkpoint
 
@@ -59,7 +59,7 @@ def child(run, kill=None, after=None):
         sys.addaudithook(hook)
         begun = (run / "config.yaml").exists()
         state = test_loop._fit(run, config, batches=test_loop._stream(), resume=begun).state
-        parts = [bytes(x.numpy().tobytes()) for x in tree.leaves((state.params, state.ema, state.opt))]
+        parts = [bytes(x.numpy().tobytes()) for x in tree.leaves(tree.map(torch.as_tensor, state))]
         result = {"hash": hashlib.sha256(b"".join(parts)).hexdigest(), "events": events[0]}
         run.with_suffix(".json").write_text(json.dumps(result))
         os._exit(0)

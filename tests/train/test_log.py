@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -279,3 +280,35 @@ def test_a_name_that_the_terminal_cannot_encode(tmp_path, monkeypatch):
             sink.note(text)
             sink.close()
         assert raw.getvalue().decode() == shown + "\n"
+
+
+_NEARLY_FULL = """
+import resource, sys
+from mfk.train.log import open_sink
+from pathlib import Path
+
+run = Path(sys.argv[1])
+run.mkdir()
+sink = open_sink(run, 0, 9, console=False)
+sink.log(1, {"a": 1.0})
+room = (run / "history.jsonl").stat().st_size + 20
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+try:
+    sink.log(2, {"a": 2.0})
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+sink.log(3, {"a": 3.0})
+sink.close()
+"""
+
+
+def test_a_disk_that_takes_half_a_line_leaves_no_half_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _NEARLY_FULL, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "cannot write its logs (No space left on device)" in done.stdout, done.stderr
+    assert [r["step"] for r in read_history(tmp_path / "run")] == [1, 3]

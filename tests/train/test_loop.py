@@ -101,7 +101,16 @@ def test_what_a_run_leaves(undisturbed):
     assert [r["step"] for r in val] == [0, 6, 12, 18, 20]
     schedule = warmup_cosine(1e-2, 3, 20, 1e-6)
     assert [r["train/lr"] for r in train] == pytest.approx([schedule(r["step"] - 1) for r in train], rel=1e-6)
-    names = {"loss", "grad_norm", "lr", "skipped", "raw_error", "skipped_steps", "samples_per_second"}
+    names = {
+        "loss",
+        "grad_norm",
+        "lr",
+        "skipped",
+        "weight",
+        "raw_error",
+        "skipped_steps",
+        "samples_per_second",
+    }
     assert {n for n in train[0] if "/" in n} == {f"train/{n}" for n in names}
     assert all(r["train/samples_per_second"] > 0 for r in train)
 
@@ -270,7 +279,7 @@ def test_a_long_burst_stops_the_run(tmp_path):
         _fit(tmp_path / "run", config, make_task(range(7, 100)))
     message = str(caught.value)
     good = find(tmp_path / "run" / "checkpoints")
-    assert "step 12" in message and "train/loss" in message and "last 5 steps" in message
+    assert "step 12" in message and "train/loss" in message and "5 steps in a row" in message
     assert str(good.path) in message
     state = load(
         tmp_path / "run" / "checkpoints", init_state(make_task(), make_optimizer(config), 0, ema=True)
@@ -292,7 +301,7 @@ def test_without_validation_and_average(tmp_path, capsys):
     assert (result.best_step, result.best, result.state.ema) == (-1, math.inf, None)
     assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [15, 20]
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("step 4/20  loss ") and out[-1].startswith("step 20/20  loss ")
+    assert out[1].startswith("step 4/20  loss ") and out[-1].startswith("step 20/20  loss ")
 
 
 def test_batches_that_end_early(tmp_path):
@@ -444,6 +453,14 @@ def test_patience_in_epochs(tmp_path):
         CONFIG, lr=0.0, min_lr=0.0, patience=2, patience_unit="epochs", validate_every=2, steps=100
     )
     assert _fit(tmp_path / "run", config, batches=_stream()).state.step == 8
+    # Stopped between two validations, when the patience is over but has not been asked for: the next asks.
+    config = replace(config, validate_every=6, log_every=None)
+    part = _fit(tmp_path / "part", config, batches=_stream(8))
+    assert part.interrupted and part.state.step == 9
+    result = _fit(tmp_path / "part", config, batches=_stream(), resume=True)
+    assert result.stopped_early and result.state.step == 12
+    # The end has its record, whatever the interval.
+    assert any("train/loss" in r for r in read_history(tmp_path / "part") if r["step"] == 12)
 
 
 def test_patience_without_validation_is_refused(tmp_path):
@@ -474,9 +491,14 @@ def test_an_epochs_record_is_the_mean_over_its_steps(tmp_path):
     epochs = [r for r in read_history(mean.run) if "epoch/loss" in r]
     assert [r["step"] for r in epochs] == [8, 16]
     for record in epochs:
-        steps = range(record["step"] - 7, record["step"] + 1)
-        for name in ("loss", "grad_norm", "lr", "raw_error"):
-            expected = sum(train[step][f"train/{name}"] for step in steps) / 8
+        steps = [train[step] for step in range(record["step"] - 7, record["step"] + 1)]
+        weights = [step["train/weight"] for step in steps]
+        assert len(set(weights)) > 1 and record["epoch/weight"] == sum(weights)
+        for name in ("loss", "raw_error"):
+            expected = sum(w * step[f"train/{name}"] for w, step in zip(weights, steps, strict=True))
+            assert record[f"epoch/{name}"] == pytest.approx(expected / sum(weights), rel=1e-6)
+        for name in ("grad_norm", "lr"):
+            expected = sum(step[f"train/{name}"] for step in steps) / 8
             assert record[f"epoch/{name}"] == pytest.approx(expected, rel=1e-6)
         assert record["epoch/steps"] == 8
 
@@ -489,6 +511,23 @@ def test_skipped_steps_are_not_in_the_mean(tmp_path):
     assert all(math.isfinite(r["epoch/loss"]) for r in records)
 
 
+def test_what_a_resumed_run_takes_back(tmp_path):
+    """It is not over any more; and without validation it still keeps the best."""
+    _fit(tmp_path / "run", replace(CONFIG, steps=12, keep_last=1))
+    best = find(tmp_path / "run", "best").step
+    _fit(tmp_path / "run", replace(CONFIG, steps=24, keep_last=1), batches=_stream(15), resume=True)
+    assert not (tmp_path / "run" / "result.json").exists()
+    _fit(tmp_path / "run", replace(CONFIG, steps=24, keep_last=1), resume=True, validation=())
+    assert best in [c.step for c in saved(tmp_path / "run" / "checkpoints")]
+
+
+@pytest.mark.parametrize("log_every", [None, 1, 7])
+def test_a_burst_is_seen_whatever_the_interval_of_the_logs(tmp_path, log_every):
+    config = replace(CONFIG, max_consecutive_skips=5, log_every=log_every)
+    with pytest.raises(TrainingDiverged, match="steps in a row were skipped"):
+        _fit(tmp_path / "run", config, make_task(range(1, 9)))
+
+
 def test_initial_weights_of_another_run(tmp_path, undisturbed):
     """The best, averaged weights; the step, the moments and the schedule are new."""
     config = replace(CONFIG, steps=1, lr=0.0, min_lr=0.0, warmup_steps=0, seed=3)
@@ -499,7 +538,7 @@ def test_initial_weights_of_another_run(tmp_path, undisturbed):
     assert int(result.state.opt.step) == 1 and result.state.step == 1
     first = next(r for r in read_history(tmp_path / "run") if "val/val_loss" in r)
     assert first["step"] == 0 and first["val/val_loss"] == pytest.approx(undisturbed.best, rel=1e-6)
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match=r"init_from: .*no such folder"):
         _fit(tmp_path / "other", config, init_from=tmp_path / "nowhere")
     assert not (tmp_path / "other").exists()
     # A run that goes on has its own weights, and does not read those again.

@@ -16,7 +16,7 @@ ZERO = torch.tensor(0)
 
 
 def _checkpoint(run: Path) -> None:
-    state = TrainState(1, {"w": torch.ones(1)}, {}, {}, None, Guard(ZERO, ZERO, ZERO, ZERO))
+    state = TrainState(1, {"w": torch.ones(1)}, {}, {}, None, Guard(ZERO, ZERO, ZERO, ZERO, ZERO))
     save(run / "checkpoints", state)
 
 

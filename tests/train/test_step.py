@@ -117,7 +117,7 @@ def test_metrics_and_learning_rate():
     _, reported = _fit(make_task(), 4)
     schedule = warmup_cosine(1e-2, 2, 50)
     assert [m["lr"] for m in reported] == pytest.approx([schedule(i) for i in range(4)], rel=1e-6)
-    assert set(reported[0]) == {"loss", "grad_norm", "lr", "skipped", "raw_error"}
+    assert set(reported[0]) == {"loss", "grad_norm", "lr", "skipped", "weight", "raw_error"}
     assert all(0 < m["raw_error"] ** 2 <= m["loss"] for m in reported)
 
 

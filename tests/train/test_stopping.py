@@ -12,7 +12,7 @@ from mfk.train.config import in_steps
 from mfk.train.stopping import is_over, judge, verdict
 
 ZERO = torch.zeros(())
-START = Guard(ZERO, ZERO, ZERO, ZERO)
+START = Guard(ZERO, ZERO, ZERO, ZERO, ZERO)
 
 
 def _course(scores, min_delta=0.0, every=10):
@@ -58,7 +58,7 @@ def test_patience_in_validations(patience):
     guard, over = judge(START, 1.0, 0, 0.0), []
     for k in range(1, 6):
         guard = judge(guard, 1.0, 10 * k, 0.0)
-        over.append(is_over(guard, config, 10 * k))
+        over.append(is_over(guard, config))
     assert over == [k >= patience for k in range(1, 6)]
     assert "val_loss has not fallen below its 1 of step 0" in verdict(guard, config)
 
@@ -70,11 +70,11 @@ def test_patience_in_epochs():
     over = []
     for step in range(5, 45, 5):
         guard = judge(guard, 0.99, step, 0.05)
-        over.append((step, is_over(guard, config, step)))
+        over.append((step, is_over(guard, config)))
     assert [step for step, is_it in over if is_it] == [30, 35, 40]
     assert "by more than 5 %" in verdict(guard, config) and "3 epochs" in verdict(guard, config)
 
 
 def test_none_never_ends():
     guard = START._replace(stalled=10**6)
-    assert not is_over(guard, TrainConfig(), 10**6)
+    assert not is_over(guard, TrainConfig())

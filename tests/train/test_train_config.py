@@ -27,6 +27,7 @@ BASE = TrainConfig(steps=100)
         (dict(keep_last=0), "keep_last"),
         (dict(patience=3, min_delta=-0.1), "min_delta: expected a finite number >= 0"),
         (dict(patience=3, min_delta=1.0), "min_delta: expected a share below 1"),
+        (dict(patience=3, validate_every=None), "patience: early stopping needs validations"),
         (dict(min_delta=0.1), "min_delta: 0.1 would have no effect"),
         (dict(patience_unit="epochs"), "patience_unit: 'epochs' would have no effect"),
         (dict(precision="fp8"), "precision: expected one of"),
