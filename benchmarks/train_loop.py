@@ -90,19 +90,21 @@ def memory_and_time(experiment: str, words: list[str], steps: int) -> dict[str, 
     dry = subprocess.run(
         [sys.executable, script, *words, "--dry-run"], capture_output=True, text=True, check=True
     )
-    found = re.search(r"^# +sum\b.*?([\d,.]+) MB", dry.stdout, re.MULTILINE)
+    found = re.search(r"^# +sum +([\d,.]+)", dry.stdout, re.MULTILINE)
     assert found is not None, dry.stdout
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = [
-            "--out", str(run), "--steps", str(steps), "--epochs", "None", "--steps-per-epoch", "None",
+            "--out", str(run), "--steps", str(steps), "--steps-per-epoch", "None",
             "--warmup-steps", "1", "--validate-every", str(steps), "--validate-every-epochs", "None",
             "--checkpoint-every", str(steps), "--checkpoint-every-epochs", "None",
             "--log-every", str(steps // 2), "--log-level", "warning",
         ]  # fmt: skip
         code = (
-            "import resource, runpy, sys; sys.argv = sys.argv[1:]; import inverse_kinematics as i;"
-            "i.report = lambda *a, **k: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss);"
+            "import runpy, sys; sys.argv = sys.argv[1:]; import inverse_kinematics as i;"
+            # Not getrusage, whose peak is handed down from the process that started this one.
+            "status = lambda: open('/proc/self/status').read();"
+            "i.report = lambda *a, **k: print(status().split('VmHWM:')[1].split()[0]);"
             "runpy.run_path(sys.argv[0], run_name='__main__')"
         )
         done = subprocess.run(

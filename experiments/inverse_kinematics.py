@@ -204,13 +204,14 @@ def report(
             for name in ("train/raw_error", "val/position_mm")
         )
     )
-    made = train.find(checkpoint, "best").step
+    made, last = train.find(checkpoint, "best").step, max(record["step"] for record in history)
     facts = {
         "robot": repr(chain),
         "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
         "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
         "held-out poses": len(problems.q_target),
-        "training": f"{made} steps of {settings.train.batch_size} rows, {settings.train.precision}",
+        "training": f"step {made}, the best of {last}, {settings.train.batch_size} rows each, "
+        f"{settings.train.precision}",
         **more,
         **train.versions(settings.train.seed),
     }

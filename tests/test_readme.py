@@ -32,11 +32,20 @@ def test_the_composition_script() -> None:
     assert change.mean(0).tolist() == pytest.approx([0.5**0.5] * 2, abs=0.05)
 
 
-def test_the_table_is_that_of_the_committed_report() -> None:
-    report = json.loads((ROOT / "benchmarks/results/panda_default.json").read_text(encoding="utf-8"))
-    _, rows = ik_report.table([SolverResult(**result) for result in report["results"]])
-    for row in rows:
-        assert "| " + " | ".join(row) + " |" in README
+@pytest.mark.parametrize(("robot", "rows"), [("panda", 12), ("ur10", 6)])
+def test_the_tables_are_those_of_the_committed_reports(robot: str, rows: int) -> None:
+    report = json.loads((ROOT / f"benchmarks/results/{robot}_default.json").read_text(encoding="utf-8"))
+    _, table = ik_report.table([SolverResult(**result) for result in report["results"]])
+    assert sum("| " + " | ".join(row) + " |" in README for row in table) == rows
+    assert report["facts"]["this session"].split()[0] + " s until the report" in README.replace("\n", " ")
+
+
+def test_the_figures_of_memory_and_time_are_the_committed_ones() -> None:
+    figures = json.loads((ROOT / "benchmarks/results/train_loop.json").read_text(encoding="utf-8"))
+    for name, row in figures["presets"].items():
+        line = f"| {name} | {row['estimate_mb']:.0f} | {row['peak_mb']:.0f} | {row['ms_per_step']:.0f} |"
+        assert line in README
+    assert f"{figures['loop']['ratio']:.3f} times" in README
 
 
 def test_the_two_commands_are_there_once() -> None:

@@ -244,13 +244,17 @@ def _spell(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 def _settle(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Flags that turn off what would take the place of a flag that is given; ValueError where both are."""
-    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    given: dict[str, str] = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            given[flag.replace("_", "-")] = value if equals else after
     more: list[str] = []
     for flag, other in REPLACED.items():
         if flag in given and other[2:].replace("-", "_") in flags:
-            if other in given:
+            if given.get(other, "None") != "None":
                 raise ValueError(f"{flag}: {other} is given too, and takes its place; leave one out")
-            more += [other, "None"]
+            more += [other, "None"] if other not in given else []
     return more
 
 
