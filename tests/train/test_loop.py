@@ -7,8 +7,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -199,43 +197,6 @@ def test_outside_the_main_thread(tmp_path, undisturbed):
     thread.start()
     thread.join()
     assert _same(results[0].state, undisturbed.state)
-
-
-_KILLED = """
-import os, sys
-from pathlib import Path
-from typing import Any
-import mfk.train.checkpoint as checkpoint
-import test_loop
-
-at, run = int(sys.argv[1]), Path(sys.argv[2])
-if at == 10:
-    # Between orbax's last rename and the manifest.
-    write = checkpoint.write_atomically
-    def kill(path, text):
-        if path.parent.name == "00000010":
-            os.kill(os.getpid(), 9)
-        write(path, text)
-    checkpoint.write_atomically = kill
-batches = test_loop._stream(at if at != 10 else None, (9,))
-test_loop._fit(run, batches=batches, resume=(run / "checkpoints").exists())
-"""
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_is_bit_identical(tmp_path, undisturbed_given):
-    run = tmp_path / "run"
-    for at, left in ((8, 6), (10, 6)):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        command = [sys.executable, "-c", _KILLED, str(at), str(run)]
-        done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        assert find(run / "checkpoints").step == left
-    assert (run / "checkpoints" / "00000010").exists()
-    result = _fit(run, batches=_stream(), resume=True)
-    assert _same(result.state, undisturbed_given.state)
-    expected = read_history(undisturbed_given.run)
-    assert [r["step"] for r in read_history(run)] == [r["step"] for r in expected]
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path, undisturbed):
