@@ -245,7 +245,7 @@ def _spell(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
 def _settle(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Flags that turn off what would take the place of a flag that is given; ValueError where both are."""
     given: dict[str, str] = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             given[flag.replace("_", "-")] = value if equals else after
