@@ -101,7 +101,7 @@ def test_what_a_run_keeps_is_counted_by_hand():
     estimate = memory_estimate(make_task(), PLAIN)
     numbers = (3 * 8 + 8) + (8 + 1)
     assert estimate.parameters == estimate.gradients == estimate.average == 4 * numbers
-    # Two moments, and the number of updates; skipped, consecutive, worst, clean, scale, and the task's one number.
+    # Two moments and a count; the guard: skipped, consecutive, worst, clean, scale; the task: one number.
     assert estimate.moments == 2 * 4 * numbers + 4
     assert estimate.carried == 4 * 8 + 4 + 4
     assert estimate.batch == 1_000 * (3 * 4 + 4 + 1)
