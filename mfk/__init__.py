@@ -5,9 +5,9 @@ field u(z, r, t) (`mfk.losses`), and one small train step runs any problem (`mfk
 """
 
 from mfk import core, data, kinematics, losses, nn, optim, tasks, train
-from mfk.core import stateless
+from mfk.core import jit, stateless
 from mfk.losses import sample
 
 __version__ = "0.1.0"
 
-__all__ = ["core", "data", "kinematics", "losses", "nn", "optim", "sample", "stateless", "tasks", "train"]
+__all__ = ["core", "data", "jit", "kinematics", "losses", "nn", "optim", "sample", "stateless", "tasks", "train"]

@@ -1,6 +1,7 @@
-"""Floor 0: types, trees, stateless models, random keys, configs. Knows nothing of robots or training."""
+"""Floor 0: types, trees, stateless models, compilation, random keys, configs. Knows nothing of robots or training."""
 
 from mfk.core import rng, tree
+from mfk.core.compiler import Report, TraceError, jit
 from mfk.core.model import stateless
 from mfk.core.types import (
     Aux,
@@ -26,10 +27,13 @@ __all__ = [
     "Model",
     "Optimizer",
     "Params",
+    "Report",
     "Rows",
     "Schedule",
     "Task",
+    "TraceError",
     "Tree",
+    "jit",
     "rng",
     "stateless",
     "tree",

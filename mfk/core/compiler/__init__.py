@@ -1,0 +1,8 @@
+"""Compilation of pure functions: trace, fold zeros, tidy, and hand the graph to Inductor."""
+
+from mfk.core.compiler.capture import TraceError
+from mfk.core.compiler.jitted import Jitted, jit
+from mfk.core.compiler.matmul import Matmul, exact_matmul
+from mfk.core.compiler.report import Counts, Report
+
+__all__ = ["Counts", "Jitted", "Matmul", "Report", "TraceError", "exact_matmul", "jit"]

@@ -1,0 +1,179 @@
+"""From a pure function of tensors to one flat graph of ATen operators; transforms of torch.func are gone after it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mfk.core.compiler.closures import ClosedOver
+from mfk.core.compiler.mutations import remove_mutations
+from mfk.core.compiler.rewrites import Rewriting
+from mfk.core.types import describe
+
+_aten: Any = torch.ops.aten
+_LIFTS = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default, _aten.lift.default}
+_LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+class TraceError(ValueError):
+    """A function did, while it was traced, what a pure function of tensors does not do."""
+
+
+class Captured(NamedTuple):
+    """A traced function."""
+
+    graph: (
+        fx.GraphModule
+    )  # ATen operators without mutations; inputs are the leaves, then the tensors closed over
+    fakes: list[FakeTensor]  # the inputs without numbers
+    closed_over: list[ClosedOver]  # in the order in which the graph takes them
+    outputs: list[Any]  # for each output: None for the graph's next one, or a value that is no tensor
+
+
+def capture(
+    fn: Callable[..., Sequence[Any]], leaves: Sequence[Tensor], around: Mapping[int, ClosedOver]
+) -> Captured:
+    """Trace `fn`, which takes `leaves` and returns a flat list.
+
+    Args:
+        fn: deterministic; it may use grad, jvp, vmap and autograd inside.
+        leaves: what it is given; only shapes, strides, dtypes and devices matter.
+        around: what it may reach beside these, as from `closed_over`.
+
+    Raises:
+        TraceError: see `mfk.jit`.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    fakes = [mode.from_tensor(x.detach()) for x in leaves]
+    beside = {i: mode.from_tensor(c.tensor.detach()) for i, c in around.items() if _plain(c.tensor)}
+    kept: list[Any] = []
+    used: dict[int, None] = {}
+
+    def flat(*inputs: Tensor) -> list[Tensor]:
+        given = inputs[: len(fakes)]
+        stand_ins = dict(zip(beside, inputs[len(fakes) :], strict=True))
+        with Rewriting(), _Watch(given, stand_ins, around, used):
+            outputs = fn(*given)
+        kept[:] = [None if isinstance(x, Tensor) else x for x in outputs]
+        return [_output(x, stand_ins, used) for x in outputs if isinstance(x, Tensor)]
+
+    everything = [*fakes, *beside.values()]
+    with mode, torch.no_grad():
+        graph = make_fx(flat)(*everything)
+        graph.graph.eliminate_dead_code()
+        if not remove_mutations(graph):
+            graph = make_fx(functionalize(graph, remove="mutations"))(*everything)
+    graph.graph.eliminate_dead_code()
+    # Placeholders of what was within reach and not touched.
+    for i, node in zip(beside, graph.graph.find_nodes(op="placeholder")[len(fakes) :], strict=True):
+        if i not in used:
+            graph.graph.erase_node(node)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            node.meta.setdefault("val", mode.from_tensor(getattr(graph, str(node.target))))
+    order = [i for i in beside if i in used]
+    return Captured(graph, [*fakes, *(beside[i] for i in order)], [around[i] for i in order], kept)
+
+
+class _Watch(TorchDispatchMode):
+    """Refuses what would make the graph wrong for the next call, where it happens."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        stand_ins: Mapping[int, Tensor],
+        around: Mapping[int, ClosedOver],
+        used: dict[int, None],
+    ) -> None:
+        super().__init__()
+        self.stand_ins, self.around, self.used = stand_ins, around, used
+        self.owned = {_storage(x): f"argument {i}" for i, x in enumerate(inputs)}
+        self.owned |= {_storage(x): around[i].name for i, x in stand_ins.items()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _LIFTS:
+            args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._stand_in, (args, kwargs))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceError(
+                f"{_where()}: {func} draws random numbers, which would be the same at every call of the compiled "
+                "function. Draw them outside and pass them as arguments."
+            )
+        if torch.Tag.data_dependent_output in func.tags or func is _aten._local_scalar_dense.default:
+            if getattr(args[0], "constant", None) is None:
+                raise TraceError(
+                    f"{_where()}: the value of a tensor is read ({func}: .item(), float(), bool(), an if or a loop on "
+                    "a tensor), and it is not known while tracing. Use torch.where, or return the tensor."
+                )
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            raise TraceError(
+                f"{_where()}: the shape of the result of {func} depends on values, which are not known while "
+                "tracing. Use torch.where or a mask of fixed shape."
+            )
+        if func._schema.is_mutable:
+            self._check_writes(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _stand_in(self, x: Tensor) -> Tensor:
+        if isinstance(x, FakeTensor):
+            return x
+        if id(x) in self.stand_ins:
+            self.used[id(x)] = None
+            return self.stand_ins[id(x)]
+        raise TraceError(
+            f"{_where()}: {describe(x)} is neither an argument nor found among what the function closes over, so "
+            "that a later call could not see it change. Pass it as an argument."
+        )
+
+    def _check_writes(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, Tensor) and _storage(x) in self.owned:
+                    raise TraceError(
+                        f"{_where()}: {func} writes to {self.owned[_storage(x)]} ({describe(x)}). A compiled function "
+                        "does not change what it is given: work on a clone, or out of place, and return the result."
+                    )
+
+
+def _output(x: Tensor, stand_ins: Mapping[int, Tensor], used: dict[int, None]) -> Tensor:
+    if isinstance(x, FakeTensor) or not _plain(x):
+        return x
+    if id(x) not in stand_ins:
+        raise TraceError(f"output: {describe(x)} was made outside the function; pass it as an argument")
+    used[id(x)] = None
+    return stand_ins[id(x)]
+
+
+def _plain(x: Tensor) -> bool:
+    """A strided tensor with numbers, not one of another trace or transform."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and x.device.type != "meta"
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _where() -> str:
+    """File and line of the innermost frame outside torch and this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*_LIBRARIES, "<")):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "jit"

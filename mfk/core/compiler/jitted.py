@@ -1,0 +1,259 @@
+"""`jit`: a pure function of trees, traced once for each kind of arguments and compiled."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from mfk.core.compiler.backend import Runner, compile_graph
+from mfk.core.compiler.capture import TraceError, capture
+from mfk.core.compiler.closures import ClosedOver, closed_over
+from mfk.core.compiler.fold import fold_zeros
+from mfk.core.compiler.matmul import Matmul, Route, exact_matmul, matmul_context, use_strict
+from mfk.core.compiler.report import Counts, Report, count
+from mfk.core.compiler.tidy import separate_outputs, tidy
+from mfk.core.types import describe
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MANY_TRACES = 16
+
+
+class _Compiled(NamedTuple):
+    """What is kept for one kind of arguments."""
+
+    run: Runner
+    around: list[ClosedOver]  # what is read at each call, after the arguments' leaves
+    kinds: list[Hashable]  # shape, strides, dtype and device that those had
+    outputs: list[Any]  # for each leaf of the result: None for the next tensor, or a value
+    spec: optree.PyTreeSpec  # of the result
+    report: Report
+
+
+def jit(fn: Callable[P, R], *, matmul: Matmul = "exact") -> Jitted[P, R]:
+    """Compile a pure function of trees of tensors, with its derivatives: what jax.jit is to JAX.
+
+    At the first call with arguments of some kind the whole function is traced into one graph of ATen operators
+    (grad, jvp and vmap inside it are gone then), zeros that the graph shows are folded, common subexpressions merged, and
+    Inductor compiles it. Later calls of that kind run the compiled code::
+
+        gradient = mfk.jit(torch.func.grad(loss))
+
+    A kind is: the trees' structure; each tensor's shape, strides, dtype and device; and each other leaf's type
+    and value (numbers, strings, functions: they are static, and must be hashable; pass a tensor for what changes).
+    None belongs to the structure. Autocast, the default dtype and the number of threads are part of it too.
+
+    The function must be pure:
+
+    * Python's side effects (print, appending to a list) happen once, while it is traced, and never again.
+    * A tensor that it closes over (closure, global, attribute, partial) becomes an input, which each call reads
+      anew: rebound or changed in place, the next call sees it. Numbers that it closes over are constants.
+    * Results share no memory with arguments or with each other.
+
+    The result carries no autograd graph: differentiate inside, ``jit(grad(f))``. Called inside another trace or
+    transform (jit, grad, vmap, jvp, torch.compile) it is the plain function.
+
+    0 * NaN and 0 / 0 are 0 where the zero is known from the graph, as a tangent that was never set is; as in JAX.
+
+    Args:
+        fn: a pure function; arguments and result are trees.
+        matmul: exact: the fastest fp32-exact matrix product of the CPU at hand, set for the time of the call
+            (see `mfk.core.compiler.matmul`); default: torch's own.
+
+    Returns:
+        The compiled function, with ``traces`` (how often it was traced), ``lower`` and ``report``.
+
+    Raises:
+        TypeError: `fn` is not callable, or a leaf is neither a tensor nor hashable.
+        ValueError: `matmul` is neither of the two.
+        TraceError: (a ValueError) at a call: random numbers, a read of a tensor's value, a result whose shape depends
+            on values, a write to an argument, or a tensor that is neither an argument nor found around the
+            function; with file and line. Or an argument that requires grad while gradients are recorded.
+    """
+    return Jitted(fn, matmul)
+
+
+class Jitted(Generic[P, R]):
+    """A compiled function: see `jit`."""
+
+    def __init__(self, fn: Callable[P, R], matmul: Matmul) -> None:
+        """Nothing is traced before the first call."""
+        if not callable(fn):
+            raise TypeError(f"fn: expected a function, got {describe(fn)}")
+        if matmul not in ("exact", "default"):
+            raise ValueError(f"matmul: expected exact or default, got {matmul!r}")
+        functools.update_wrapper(self, fn, updated=())
+        self.traces = 0
+        self._fn, self._matmul = fn, matmul
+        self._cache: dict[Hashable, list[_Compiled]] = {}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the compiled function."""
+        if _inside_another():
+            return self._fn(*args, **kwargs)
+        leaves, spec = optree.tree_flatten((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if any(
+            isinstance(x, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors
+        ):
+            return self._fn(*args, **kwargs)
+        compiled, around = self._find(leaves, tensors, spec)
+        with torch.no_grad(), matmul_context(self._route(tensors))():
+            results = iter(compiled.run([*tensors, *around]))
+        outputs = [next(results) if x is None else x for x in compiled.outputs]
+        return optree.tree_unflatten(compiled.spec, outputs)
+
+    def report(self, *args: P.args, **kwargs: P.kwargs) -> Report:
+        """What compiling for such arguments did: operators, matrix products, FLOPs, folded zeros, seconds."""
+        leaves, spec = optree.tree_flatten((args, kwargs))
+        return self._find(leaves, [x for x in leaves if isinstance(x, Tensor)], spec)[0].report
+
+    def graph(self, *args: P.args, **kwargs: P.kwargs) -> torch.fx.GraphModule:
+        """The graph that Inductor is given for such arguments: for reading, and for tests."""
+        leaves, spec = optree.tree_flatten((args, kwargs))
+        return self._lower(leaves, spec).graph
+
+    def _find(
+        self, leaves: list[Any], tensors: list[Tensor], spec: optree.PyTreeSpec
+    ) -> tuple[_Compiled, list[Tensor]]:
+        _refuse_graph(tensors)
+        key = (spec, tuple(map(_kind, leaves)), _surroundings())
+        for compiled in self._cache.setdefault(key, []):
+            around = _read(compiled.around)
+            if around is not None and [_kind(x) for x in around] == compiled.kinds:
+                _refuse_graph(around)
+                return compiled, around
+        compiled = self._compile(leaves, spec)
+        _refuse_graph([c.tensor for c in compiled.around])
+        self._cache[key].append(compiled)
+        return compiled, [c.tensor for c in compiled.around]
+
+    def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Compiled:
+        self.traces += 1
+        if self.traces == _MANY_TRACES:
+            warnings.warn(
+                f"mfk.jit: {getattr(self, '__name__', self._fn)} was traced {self.traces} times; each new shape or "
+                "static value is another one. Pass changing numbers as tensors.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        begun = time.perf_counter()
+        lowered = self._lower(leaves, spec)
+        traced = time.perf_counter()
+        run = compile_graph(lowered.graph, lowered.inputs)
+        report = Report(
+            lowered.before, lowered.after, lowered.folded, traced - begun, time.perf_counter() - traced
+        )
+        around = lowered.closed_over
+        return _Compiled(
+            run, around, [_kind(c.tensor) for c in around], lowered.outputs, lowered.spec, report
+        )
+
+    def _lower(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Lowered:
+        """Trace, fold and tidy."""
+        where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        results: list[optree.PyTreeSpec] = []
+
+        def flat(*tensors: Tensor) -> list[Any]:
+            full = list(leaves)
+            for i, x in zip(where, tensors, strict=True):
+                full[i] = x
+            args, kwargs = optree.tree_unflatten(spec, full)
+            outputs, result = optree.tree_flatten(self._fn(*args, **kwargs))
+            results.append(result)
+            return outputs
+
+        captured = capture(flat, [leaves[i] for i in where], closed_over(self._fn))
+        graph = captured.graph
+        before = count(graph)
+        tidy(graph)
+        folded = fold_zeros(graph)
+        tidy(graph)
+        after = count(graph)
+        separate_outputs(graph)
+        if self._route(captured.fakes) == "strict":
+            use_strict(graph)
+        graph.graph.lint()
+        graph.recompile()
+        return _Lowered(
+            graph, captured.fakes, captured.closed_over, captured.outputs, results[-1], before, after, folded
+        )
+
+    def _route(self, tensors: Sequence[Tensor]) -> Route:
+        if self._matmul == "default" or any(x.device.type != "cpu" for x in tensors):
+            return "default"
+        return exact_matmul()
+
+
+class _Lowered(NamedTuple):
+    graph: torch.fx.GraphModule
+    inputs: Sequence[Tensor]
+    closed_over: list[ClosedOver]
+    outputs: list[Any]
+    spec: optree.PyTreeSpec
+    before: Counts
+    after: Counts
+    folded: int
+
+
+def _read(around: Sequence[ClosedOver]) -> list[Tensor] | None:
+    """The tensors closed over, as they are now; None where one is no longer there."""
+    try:
+        values = [c.read() for c in around]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+    return values if all(isinstance(x, Tensor) for x in values) else None
+
+
+def _kind(leaf: Any) -> Hashable:
+    """What a compiled function is specialised to."""
+    if isinstance(leaf, Tensor):
+        if leaf.layout != torch.strided:
+            raise TypeError(f"argument: expected strided tensors, got one of layout {leaf.layout}")
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+    try:
+        hash(leaf)
+    except TypeError:
+        raise TypeError(
+            f"argument: expected tensors, and static leaves that are hashable, got {describe(leaf)}"
+        ) from None
+    # 1, 1.0 and True are equal; 0.0 and -0.0 too.
+    return (type(leaf), repr(leaf) if isinstance(leaf, float) else leaf)
+
+
+def _surroundings() -> Hashable:
+    """What else a trace or the compiled code depends on."""
+    autocast = tuple(
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        for device in ("cpu", "cuda")
+    )
+    return (autocast, torch.get_default_dtype(), torch.get_num_threads(), torch.is_inference_mode_enabled())
+
+
+def _refuse_graph(tensors: Sequence[Tensor]) -> None:
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x.requires_grad:
+                raise TraceError(
+                    f"argument: {describe(x)} requires grad, and a compiled function records no autograd graph, so that "
+                    "backward() would find nothing. Differentiate inside, jit(grad(f)), or pass x.detach()."
+                )
+
+
+def _inside_another() -> bool:
+    """Whether a trace or a transform is on, which has to see the plain function."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or get_proxy_mode() is not None
+    )
