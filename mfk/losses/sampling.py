@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mfk.core.types import Field, describe
-from mfk.losses.flow import call_field
+from mfk.losses.fields import call_field
 
 
 def sample(u: Field, z0: Tensor, steps: int = 1) -> Tensor:
