@@ -56,28 +56,30 @@ def squared_norm(x: Tensor) -> Tensor:
     return (x * x).sum(-1)
 
 
-def check_rows(z: Tensor, v: Tensor | None = None, **times: Tensor) -> None:
-    """States z [..., D], velocities v alike, times [..., 1], all of one floating-point dtype.
+def check_rows(states: dict[str, Tensor], times: dict[str, Tensor]) -> None:
+    """States by name, the first [..., D] and the others alike, and times [..., 1], of one dtype.
 
     Raises:
         ValueError: shapes that do not agree, or that would broadcast.
-        TypeError: dtypes that differ.
+        TypeError: dtypes that differ, or are not of floating point.
     """
-    states = {"z": z} if v is None else {"z": z, "v": v}
+    first, z = next(iter(states.items()))
     for name, x in {**states, **times}.items():
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
         if x.dtype != z.dtype:
-            raise TypeError(f"{name}: expected the dtype of z, {z.dtype}, got {x.dtype}")
+            raise TypeError(f"{name}: expected the dtype of {first}, {z.dtype}, got {x.dtype}")
     if z.ndim == 0:
-        raise ValueError("z: expected a shape [..., D], got a 0-dimensional tensor")
-    if v is not None and v.shape != z.shape:
-        raise ValueError(f"v: expected the shape of z, {tuple(z.shape)}, got {tuple(v.shape)}")
+        raise ValueError(f"{first}: expected a shape [..., D], got a 0-dimensional tensor")
+    shape = tuple(z.shape)
+    for name, x in states.items():
+        if x.shape != shape:
+            raise ValueError(f"{name}: expected the shape of {first}, {shape}, got {tuple(x.shape)}")
     for name, x in times.items():
-        if x.shape != (*z.shape[:-1], 1):
+        if x.shape != (*shape[:-1], 1):
             raise ValueError(
-                f"{name}: expected the shape {(*z.shape[:-1], 1)}, one time for each row of z "
-                f"{tuple(z.shape)}, got {tuple(x.shape)}"
+                f"{name}: expected the shape {(*shape[:-1], 1)}, one time for each row of {first} "
+                f"{shape}, got {tuple(x.shape)}"
             )
 
 

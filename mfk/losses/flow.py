@@ -49,7 +49,7 @@ def flow_matching(u: Field, z: Tensor, v: Tensor, r: Tensor) -> Tensor:
 
     Source: Lipman et al. 2023, arXiv:2210.02747, eq. 9, in mfk's time convention.
     """
-    check_rows(z=z, v=v, r=r)
+    check_rows({"z": z, "v": v}, {"r": r})
     return squared_norm(call_field(u, z, r, r) - v)
 
 
@@ -85,7 +85,7 @@ def meanflow_terms(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Mean
 
     Args and errors are those of `meanflow`.
     """
-    check_rows(z=z, v=v, r=r, t=t)
+    check_rows({"z": z, "v": v}, {"r": r, "t": t})
     value, rate = value_and_rate(u, z, v, r, t)
     target = (v + (t - r) * rate).detach()
     return MeanFlowTerms(squared_norm(value - target), value, rate)
@@ -100,6 +100,6 @@ def meanflow_residual(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> T
 
     Args, returns and errors are those of `meanflow`.
     """
-    check_rows(z=z, v=v, r=r, t=t)
+    check_rows({"z": z, "v": v}, {"r": r, "t": t})
     _, rate = value_and_rate(u, z, v, r, t)
     return squared_norm(rate)
