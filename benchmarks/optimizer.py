@@ -1,9 +1,11 @@
 """One optimizer step: mfk.optim against torch.optim.AdamW, in one run.
 
-Claims: the pure update costs what torch's fused optimizer costs, at most 1.1 times as much, although it
-checks every gradient's layout; and so does what the train step does around it (norm, one multiplication
-that divides and clips, an update that a gradient which is not finite undoes) beside
-torch.nn.utils.clip_grad_norm_ and the fused optimizer. 15.8M fp32 parameters in 47 leaves.
+Claim: the pure update costs what torch's fused optimizer costs, at most 1.1 times as much, although it
+checks every gradient's layout. 15.8M fp32 parameters in 47 leaves.
+
+Beside it, without a claim: what the train step does with a gradient (norm, one multiplication that divides
+and clips, an update that a gradient which is not finite undoes) and torch.nn.utils.clip_grad_norm_ before
+torch's optimizers. The one makes a scaled copy of the gradient, the other scales in place.
 
     python benchmarks/optimizer.py [--threads N] [--repeats N] [--out FILE]
 """
@@ -66,11 +68,10 @@ def main() -> None:
             }
             table.append(row)
             print(f"  {name:<44}{1e3 * value.median:>8.2f}{1e3 * value.least:>8.2f}{row['ratio']:>15.3f}")
-    ours = ("mfk, fused", "mfk, fused, as the train step does")
     made = [
-        timing.Check(f"{row['group']}: mfk / torch, both fused", row["ratio"], LIMIT)
+        timing.Check("update: mfk / torch, both fused", row["ratio"], LIMIT)
         for row in table
-        if row["case"] in ours
+        if row["case"] == "mfk, fused"
     ]
     timing.report(made)
     timing.write(
