@@ -1,6 +1,6 @@
 """Forward kinematics against Pinocchio's Python loop, on one core.
 
-    python benchmarks/fk.py --output fk.json
+    python benchmarks/fk.py --out FILE
 
 The claim: `forward` at 10,000 rows in float64 takes a third of the time, or less, of the fastest
 honest Python loop over Pinocchio (`forwardKinematics` and `updateFramePlacement` per row, poses left
@@ -37,7 +37,7 @@ SHARE = 0.01  # s, that a case runs for in each round
 def main() -> None:
     """Measure, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
+    parser.add_argument("--out", type=Path, help="write the results as JSON to this file")
     parser.add_argument("--repeats", type=int, default=15, help="interleaved repeats; medians are shown")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
@@ -78,7 +78,7 @@ def main() -> None:
     print(f"\nforward, float64, {ROWS} rows, 1 thread: {ROWS / ours / 1e6:.2f} million poses per second")
     print(f"times faster than Pinocchio's loop: {ratio:.2f}; with poses copied to an array: {copied:.2f}")
     print(f"largest difference from Pinocchio: {worst:.1e}")
-    if arguments.output:
+    if arguments.out:
         results = {
             "ratio_to_pinocchio_loop": ratio,
             "ratio_to_pinocchio_loop_with_poses": copied,
@@ -87,8 +87,8 @@ def main() -> None:
             "table": table,
             "machine": machine(pin),
         }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def pinocchio() -> Any:

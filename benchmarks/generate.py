@@ -7,7 +7,7 @@ little beside the plain way: the same rows in memory, then one torch.save.
 Each case is a process of its own, start and imports included, its peak memory counted by the operating
 system; the cases take turns, so that other load on the machine falls on all of them.
 
-    python benchmarks/generate.py [--rows N] [--repeats N] [--folder DIR] [--output FILE]
+    python benchmarks/generate.py [--rows N] [--repeats N] [--folder DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5, help="medians are shown")
     parser.add_argument("--folder", help="disk to write to; the system's temporary folder by default")
-    parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
+    parser.add_argument("--out", type=Path, help="write the results as JSON to this file")
     arguments = parser.parse_args()
     if min(arguments.rows, arguments.repeats) < 1:
         parser.error("--rows, --repeats: expected at least 1")
@@ -121,7 +121,7 @@ def main() -> None:
     growth = table[2]["peak_mb"] / table[0]["peak_mb"]
     print(f"\nseconds, in safe blocks / all at once: {ratio:.2f}")
     print(f"peak memory, four times the rows / once: {growth:.2f}")
-    if arguments.output:
+    if arguments.out:
         results = {
             "seconds_ratio_to_all_at_once": ratio,
             "peak_ratio_of_four_times_the_rows": growth,
@@ -131,8 +131,8 @@ def main() -> None:
             "load_of_the_last_minute": os.getloadavg()[0],
             "versions": versions(seed=0),
         }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

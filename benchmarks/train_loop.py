@@ -6,7 +6,7 @@ times as long as the bare steps; the dry run's memory estimate is near the memor
 The two sides of the ratio take turns in one process. Memory is the peak of a process of its own for each
 row, as the operating system counts it.
 
-    python benchmarks/train_loop.py [--steps N] [--repeats N] [--json FILE]
+    python benchmarks/train_loop.py [--steps N] [--repeats N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=500, help="of the ratio")
     parser.add_argument("--repeats", type=int, default=3, help="of the ratio")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--out", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     from mfk.train import versions
 
@@ -151,9 +151,9 @@ def main() -> None:
         )
     ratio = loop_against_step(arguments.steps, arguments.repeats)
     print(f"fit / bare steps, default preset, {ratio['steps']} steps: {ratio['ratio']:.3f}")
-    if arguments.json is not None:
+    if arguments.out is not None:
         figures = {"presets": table, "loop": ratio, "versions": versions(seed=0)}
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
