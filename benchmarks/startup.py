@@ -57,7 +57,7 @@ report = gradient.report(params, state, batch)
 print(json.dumps({
     "interpreter": started - begun,
     "imports": imported - started,
-    "task": ready - imported,
+    "make_task": ready - imported,
     "trace": report.trace_seconds,
     "compile": report.compile_seconds,
     "first_call": first - ready,
@@ -80,7 +80,15 @@ def main() -> None:
                 for state in LIMITS:
                     found[task, state].append(run(task, arguments.threads, cache))
     table, made = [], []
-    columns = ("imports", "task", "trace", "compile", "first_call", "second_call", "until_first_gradient")
+    columns = (
+        "imports",
+        "make_task",
+        "trace",
+        "compile",
+        "first_call",
+        "second_call",
+        "until_first_gradient",
+    )
     print(f"{'task':<12}{'cache':<6}" + "".join(f"{name:>21}" for name in columns) + "   (s)")
     for (task, state), runs in found.items():
         medians = {name: statistics.median(one[name] for one in runs) for name in runs[0]}

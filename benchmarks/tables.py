@@ -1,0 +1,278 @@
+"""Rewrite the tables of benchmarks/README.md from benchmarks/results.
+
+    python benchmarks/tables.py
+
+Each table stands between two comments, ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, and comes from
+``results/NAME.json``. Where there is no such file yet, nothing stands between them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+
+Results = dict[str, Any]
+
+
+def main() -> None:
+    """Rewrite the file, and say what has no results."""
+    path = FOLDER / "README.md"
+    path.write_text(rewrite(path.read_text(encoding="utf-8"), FOLDER / "results"), encoding="utf-8")
+    for name in TABLES:
+        if not (FOLDER / "results" / f"{name}.json").is_file():
+            print(f"{name}: no results")
+
+
+def rewrite(text: str, results: Path) -> str:
+    """The text with every table as the results have it.
+
+    Raises:
+        ValueError: a table has no place in the text, or a place no table.
+    """
+    places = re.findall(r"<!-- begin (\w+) -->", text)
+    if sorted(places) != sorted(TABLES):
+        raise ValueError(f"README: expected a place for each of {sorted(TABLES)}, found {sorted(places)}")
+    for name, make in TABLES.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        before, rest = text.split(begin)
+        if end not in rest:
+            raise ValueError(f"README: expected {end} after {begin.strip()}")
+        after = rest.split(end, 1)[1]
+        path = results / f"{name}.json"
+        lines: list[str] = []
+        if path.is_file():
+            first, *more = make(json.loads(path.read_text(encoding="utf-8")))
+            lines = [f"[Results](results/{path.name}): {first}", *more]
+        text = "\n".join([before + begin.rstrip("\n"), *lines, end]) + after
+    return text
+
+
+def jvp_overhead(results: Results) -> list[str]:
+    """One table of losses and one of claims for each cell of the grid."""
+    columns = [(mode, matmul) for matmul in ("default", "exact") for mode in ("eager", "jit")]
+    lines = [machine(results["versions"], results["repeats"])]
+    for cell in results["cells"]:
+        times = {(r["loss"], r["share"], r["mode"], r["matmul"]): r for r in cell["table"]}
+        rows = []
+        for loss, share in dict.fromkeys((r["loss"], r["share"]) for r in cell["table"]):
+            found = [times[loss, share, mode, matmul] for mode, matmul in columns]
+            rows.append([
+                loss,
+                f"{100 * share:.0f} %" if share else "",
+                f"{found[0]['flops_ratio']:.3f}",
+                *(f"{1e3 * r['seconds']:.1f} ms, {r['ratio']:.2f}" for r in found),
+            ])  # fmt: skip
+        heads = ["loss", "rows r < t", "FLOPs", *(f"{mode}, {matmul}" for mode, matmul in columns)]
+        lines += [f"Width {cell['width']}, batch {cell['batch']}:", "", *table(heads, rows, left=2), ""]
+        lines += claims(cell["checks"])
+    return lines
+
+
+def versus_jax(results: Results) -> list[str]:
+    """Matrix products, then the gradients."""
+    m, k, n = results["product"]
+    speeds = ", ".join(f"{name} {value:.0f}" for name, value in results["gflops"].items())
+    worst = max(value for pair in results["differences"].values() for value in pair.values())
+    rows = [
+        [f"{100 * r['share']:.0f} %", r["case"], f"{1e3 * r['seconds']:.1f}", f"{r['ratio']:.3f}"]
+        for r in results["table"]
+    ]
+    return [
+        machine(results["versions"], results["repeats"]),
+        f"One product of {m} x {k} by {k} x {n} in GFLOP/s: {speeds}. Width {results['width']}, batch "
+        f"{results['batch']}; the gradients differ by at most {worst:.0e} of their norm.",
+        "",
+        *table(["rows with a JVP", "compiled by", "ms", "over jax.jit"], rows, left=2),
+        "",
+    ]
+
+
+def versus_eager_peers(results: Results) -> list[str]:
+    """One row for each peer and each kind of matrix product."""
+    rows = [
+        [
+            r["by"], r["matmul"], f"{1e3 * r['seconds']:.1f}", f"{r['mfk_same_matmul']:.3f}",
+            f"{r['mfk_own_matmul']:.3f}",
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    heads = ["gradient by", "matrix products", "ms", "mfk over it, same products", "mfk over it, mfk's own"]
+    return [
+        machine(results["versions"], results["repeats"]),
+        f"Width {results['width']}, batch {results['batch']}; the gradients differ by at most "
+        f"{results['largest_difference']:.0e} of their norm.",
+        "",
+        *table(heads, rows, left=2),
+        "",
+    ]
+
+
+def startup(results: Results) -> list[str]:
+    """One row for each task, cold and warm."""
+    rows = [
+        [
+            r["task"], f"{r['parameters'] / 1e6:.1f}M", str(r["batch"]), r["cache"],
+            *(f"{r[name]:.2f}" for name in (
+                "imports", "make_task", "trace", "compile", "first_call", "until_first_gradient", "second_call",
+            )),
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    heads = [
+        "network", "parameters", "batch", "cache", "imports, s", "task and batch", "trace", "compile",
+        "first call", "process to first gradient", "second call",
+    ]  # fmt: skip
+    return [
+        machine(results["versions"], results["repeats"]),
+        "",
+        *table(heads, rows, left=1),
+        "",
+        *claims(results["checks"]),
+    ]
+
+
+def optimizer(results: Results) -> list[str]:
+    """Two groups, each with its own reference."""
+    rows = [
+        [r["group"], r["case"], f"{1e3 * r['seconds']:.1f}", f"{r['ratio']:.2f}"] for r in results["table"]
+    ]
+    return [
+        machine(results["versions"], results["repeats"]),
+        f"{results['parameters']:,} parameters in {results['leaves']} leaves.",
+        "",
+        *table(["step", "by", "ms", "over torch, fused"], rows, left=2),
+        "",
+    ]
+
+
+def train_loop(results: Results) -> list[str]:
+    """Memory and time of each preset, and the loop beside the bare steps."""
+    rows = [
+        [
+            name, f"{r['estimate_mb']:.0f}", f"{r['peak_mb']:.0f}", f"{r['ms_per_step']:.0f}",
+            f"{r['rows_per_second']:,.0f}",
+        ]
+        for name, r in results["presets"].items()
+    ]  # fmt: skip
+    loop = results["loop"]
+    return [
+        machine(results["versions"]),
+        f"{loop['steps']} steps with validations, checkpoints and logs take {loop['ratio']:.3f} times as "
+        "long as the bare steps.",
+        "",
+        *table(["preset", "estimate, MB", "peak, MB", "ms per step", "rows per second"], rows, left=1),
+        "",
+    ]
+
+
+def precision(results: Results) -> list[str]:
+    """One row for each run of the sweep."""
+    rows = [
+        [
+            r["values"]["precision"], r["values"]["seed"], f"{r['validation']['position_mm']:.4f}",
+            f"{r['validation']['rotation_deg']:.4f}", f"{100 * r['validation']['within_5mm_5deg']:.2f} %",
+        ]
+        for r in results["runs"]
+    ]  # fmt: skip
+    return [
+        machine(results["facts"]),
+        "",
+        *table(["precision", "seed", "position, mm", "rotation, deg", "5 mm, 5 deg"], rows, left=1),
+        "",
+    ]
+
+
+def generate(results: Results) -> list[str]:
+    """One row for each way to make a file."""
+    rows = [
+        [
+            r["case"], f"{r['rows']:,}", f"{r['file_mb']:.0f}", f"{r['seconds']:.2f}",
+            f"{r['rows_per_second']:,.0f}", f"{r['peak_mb']:.0f}",
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    return [
+        machine(results["versions"], results["repeats"]),
+        f"Safe blocks over all at once: {results['seconds_ratio_to_all_at_once']:.2f} times the seconds; "
+        f"four times the rows: {results['peak_ratio_of_four_times_the_rows']:.2f} times the peak memory.",
+        "",
+        *table(["case", "rows", "file, MB", "s", "rows per second", "peak, MB"], rows, left=1),
+        "",
+    ]
+
+
+def fk(results: Results) -> list[str]:
+    """One row for each function, dtype, batch and number of threads."""
+    rows = [
+        [
+            r["case"], f"{r['rows']:,}", str(r["threads"]), f"{1e3 * r['seconds']:.3f}",
+            f"{r['microseconds_per_row']:.3f}",
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    return [
+        machine(results["machine"], results["repeats"]),
+        f"`forward` of 10,000 rows in float64 is {results['ratio_to_pinocchio_loop']:.1f} times as fast as "
+        f"Pinocchio's loop, {results['ratio_to_pinocchio_loop_with_poses']:.1f} times where that copies its "
+        f"poses; they differ by at most {results['largest_difference']:.0e}.",
+        "",
+        *table(["case", "rows", "threads", "ms", "us per row"], rows, left=1),
+        "",
+    ]
+
+
+TABLES: dict[str, Callable[[Results], list[str]]] = {
+    make.__name__: make
+    for make in (
+        jvp_overhead,
+        versus_jax,
+        versus_eager_peers,
+        startup,
+        optimizer,
+        train_loop,
+        precision,
+        generate,
+        fk,
+    )
+}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> list[str]:
+    """Lines of a Markdown table; the first `left` columns are text, the others numbers."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def claims(checks: list[Results]) -> list[str]:
+    """What was claimed and what was measured."""
+    rows = [
+        [
+            c["what"],
+            f"{c['value']:.3f}",
+            f"{c['kind']} {c['limit']:.4g}",
+            "holds" if c["holds"] else "does not hold",
+        ]
+        for c in checks
+    ]
+    return [*table(["claim", "measured", "limit", ""], rows, left=1), ""]
+
+
+def machine(facts: Results, repeats: int | None = None) -> str:
+    """What the figures were measured on, and of how many repeats they are medians."""
+    parts = [facts["cpu"]]
+    if "threads" in facts:
+        parts.append(f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}")
+    parts.append(f"Python {facts['python']}")
+    parts += [f"{name} {facts[name]}" for name in ("torch", "jax", "pinocchio") if name in facts]
+    if repeats is not None:
+        parts.append(f"medians of {repeats} interleaved repeats")
+    return f"{', '.join(parts)}."
+
+
+if __name__ == "__main__":
+    main()
