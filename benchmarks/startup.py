@@ -99,7 +99,6 @@ def main() -> None:
         made.append(timing.Check(what, medians["first_call"], LIMITS[state]))
         what = f"{task}, {state}: seconds from the process's start to the first gradient"
         made.append(timing.Check(what, medians["until_first_gradient"], LIMITS[state]))
-    print()
     timing.report(made)
     timing.write(
         arguments.out,

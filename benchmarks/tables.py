@@ -69,7 +69,8 @@ def jvp_overhead(results: Results) -> list[str]:
             ])  # fmt: skip
         heads = ["loss", "rows r < t", "FLOPs", *(f"{mode}, {matmul}" for mode, matmul in columns)]
         lines += [f"Width {cell['width']}, batch {cell['batch']}:", "", *table(heads, rows, left=2), ""]
-        lines += claims(cell["checks"])
+        if cell["checks"]:
+            lines += claims(cell["checks"])
     return lines
 
 
@@ -114,23 +115,26 @@ def versus_eager_peers(results: Results) -> list[str]:
 
 def startup(results: Results) -> list[str]:
     """One row for each task, cold and warm."""
+    parts = {
+        "imports": "imports, s",
+        "make_task": "task and batch",
+        "trace": "trace",
+        "compile": "compile",
+        "first_call": "first call",
+        "until_first_gradient": "process to first gradient",
+        "second_call": "second call",
+    }
     rows = [
         [
-            r["task"], f"{r['parameters'] / 1e6:.1f}M", str(r["batch"]), r["cache"],
-            *(f"{r[name]:.2f}" for name in (
-                "imports", "make_task", "trace", "compile", "first_call", "until_first_gradient", "second_call",
-            )),
+            f"{r['task']}, {r['parameters'] / 1e6:.1f}M parameters", r["cache"], str(r["batch"]),
+            *(f"{r[name]:.2f}" for name in parts),
         ]
         for r in results["table"]
-    ]  # fmt: skip
-    heads = [
-        "network", "parameters", "batch", "cache", "imports, s", "task and batch", "trace", "compile",
-        "first call", "process to first gradient", "second call",
     ]  # fmt: skip
     return [
         machine(results["versions"], results["repeats"]),
         "",
-        *table(heads, rows, left=1),
+        *table(["network", "cache", "batch", *parts.values()], rows, left=2),
         "",
         *claims(results["checks"]),
     ]
@@ -264,7 +268,7 @@ def claims(checks: list[Results]) -> list[str]:
 
 def machine(facts: Results, repeats: int | None = None) -> str:
     """What the figures were measured on, and of how many repeats they are medians."""
-    parts = [facts["cpu"]]
+    parts = [f"{facts['cpu']} ({facts['cpu_model']})" if facts.get("cpu_model") else facts["cpu"]]
     if "threads" in facts:
         parts.append(f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}")
     parts.append(f"Python {facts['python']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -75,10 +76,19 @@ def facts(*packages: str) -> dict[str, Any]:
     """Versions and hardware, those of further packages too, and how busy the machine has been."""
     return versions(seed=0) | {
         **{name: metadata.version(name) for name in packages},
+        "cpu_model": cpu_model(),
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "load_of_the_last_minute": round(os.getloadavg()[0], 2),
     }
+
+
+def cpu_model() -> str:
+    """Family and model, as Linux has them: a virtual machine's "AMD EPYC" may be any of five generations."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = dict(re.findall(r"^(cpu family|model)\s*: (\d+)$", text, re.MULTILINE))
+    return ", ".join(f"{name.removeprefix('cpu ')} {number}" for name, number in found.items())
 
 
 def write(out: Path | None, results: Mapping[str, Any]) -> None:
@@ -110,7 +120,8 @@ class Check(NamedTuple):
 
 def report(checks: list[Check]) -> None:
     """Print one line per claim."""
-    width = max(len(check.what) for check in checks)
+    print()
+    width = max((len(check.what) for check in checks), default=0)
     for check in checks:
         verdict = "holds" if check.holds else "DOES NOT HOLD"
         print(f"{check.what:<{width}}  {check.value:7.3f}  {check.kind} {check.limit:g}: {verdict}")
