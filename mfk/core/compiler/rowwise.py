@@ -44,6 +44,9 @@ class RowProgram(NamedTuple):
     steps: list[int]  # the values that these need
 
 
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
 class _Unsupported(Exception):
     """The node is left to the rest of the graph."""
 
@@ -133,7 +136,8 @@ class _Reader:
             if rule is None:
                 return
             if isinstance(value, Tensor) and (
-                value.device.type != "cpu" or value.dtype not in (self.dtype, torch.bool)
+                value.device.type != "cpu"
+                or value.dtype != (torch.bool if node.target in _CONDITIONS else self.dtype)
             ):
                 return
             result = rule(self, node, *node.args, **node.kwargs)
@@ -190,6 +194,9 @@ class _Reader:
 
     def array(self, x: Any) -> Array:
         """An operand: a taken-apart node or a number."""
+        if isinstance(x, fx.Node) and x.meta["val"].dtype == torch.bool:
+            one, zero = self.program.constant(1.0), self.program.constant(0.0)
+            return self.combine(lambda i: self.program.call("where", i, one, zero), self.mask(x))
         if isinstance(x, fx.Node):
             if x in self.arrays and x not in self.lists:
                 return self.arrays[x]
@@ -199,6 +206,16 @@ class _Reader:
         if isinstance(x, bool) or not isinstance(x, int | float):
             raise _Unsupported
         return Array(np.array(self.program.constant(float(x)), dtype=object), None, 0)
+
+    def mask(self, x: Any) -> Array:
+        """An operand that is a condition."""
+        if (
+            isinstance(x, fx.Node)
+            and x.meta["val"].dtype == torch.bool
+            and (x in self.arrays or x in self.uniform)
+        ):
+            return self.arrays.get(x) or self.uniform[x]
+        raise _Unsupported
 
     def pointwise(self, name: str, *operands: Any) -> Array:
         """`name` on broadcast operands."""
@@ -278,7 +295,7 @@ def _binary(name: str) -> Callable[..., Array]:
     def rule(
         reader: _Reader, node: fx.Node, x: Any, y: Any, *, alpha: Any = 1, rounding_mode: Any = None
     ) -> Array:
-        if rounding_mode is not None:
+        if rounding_mode is not None or (node.meta["val"].dtype == torch.bool and name not in COMPARISONS):
             raise _Unsupported
         second = y if alpha == 1 else reader.pointwise("mul", y, alpha)
         return reader.pointwise(name, x, second)
@@ -288,6 +305,12 @@ def _binary(name: str) -> Callable[..., Array]:
 
 def _unary(name: str) -> Callable[..., Array]:
     return lambda reader, node, x: reader.pointwise(name, x)
+
+
+def _logical(name: str) -> Callable[..., Array]:
+    return lambda reader, node, *operands: reader.combine(
+        lambda *xs: reader.program.call(name, *xs), *(reader.mask(x) for x in operands)
+    )
 
 
 def _rsub(reader: _Reader, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> Array:
@@ -319,7 +342,7 @@ def _pow(reader: _Reader, node: fx.Node, x: Any, exponent: Any) -> Array:
 
 
 def _where(reader: _Reader, node: fx.Node, condition: Any, x: Any, y: Any) -> Array:
-    return reader.pointwise("where", condition, x, y)
+    return reader.pointwise("where", reader.mask(condition), x, y)
 
 
 def _clamp(reader: _Reader, node: fx.Node, x: Any, min: Any = None, max: Any = None) -> Array:
@@ -351,10 +374,10 @@ def _to_copy(reader: _Reader, node: fx.Node, x: Any, **options: Any) -> Array:
     source = x.meta["val"] if isinstance(x, fx.Node) else None
     if source is None or source.device.type != "cpu":
         raise _Unsupported
-    if source.dtype == node.meta["val"].dtype:
+    if source.dtype == node.meta["val"].dtype != torch.bool:
         return reader.array(x)
     if source.dtype == torch.bool and node.meta["val"].dtype == reader.dtype:
-        return reader.pointwise("where", x, 1.0, 0.0)
+        return reader.array(x)
     raise _Unsupported
 
 
@@ -671,9 +694,9 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.rsqrt.default: lambda r, n, x: r.pointwise("div", 1.0, r.pointwise("sqrt", x)),
     _aten.sigmoid.default: _sigmoid, _aten.sigmoid_backward.default: _sigmoid_backward,
     _aten.tanh_backward.default: _tanh_backward,
-    _aten.logical_and.default: _binary("and"), _aten.bitwise_and.Tensor: _binary("and"),
-    _aten.logical_or.default: _binary("or"), _aten.bitwise_or.Tensor: _binary("or"),
-    _aten.logical_not.default: _unary("not"), _aten.bitwise_not.default: _unary("not"),
+    _aten.logical_and.default: _logical("and"), _aten.bitwise_and.Tensor: _logical("and"),
+    _aten.logical_or.default: _logical("or"), _aten.bitwise_or.Tensor: _logical("or"),
+    _aten.logical_not.default: _logical("not"), _aten.bitwise_not.default: _logical("not"),
     _aten.alias.default: _same, _aten.detach.default: _same, _aten.clone.default: _same,
     _aten.lift_fresh_copy.default: _same, _aten._to_copy.default: _to_copy, _aten.copy.default: _copy,
     _aten.fill.Scalar: _fill, _aten.full.default: _full(1), _aten.full_like.default: _full(1),
@@ -695,6 +718,12 @@ _RULES: dict[Any, Callable[..., Any]] = {
         "neg", "abs", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log",
         "log1p", "sqrt", "floor", "ceil", "round", "erf",
     )},
-    **{getattr(getattr(_aten, name), overload): _binary(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")
+    **{getattr(getattr(_aten, name), overload): _binary(name) for name in COMPARISONS
        for overload in ("Scalar", "Tensor")},
+}  # fmt: skip
+# Results that are conditions; others of that dtype (views of conditions, say) are left alone.
+_CONDITIONS = {
+    *(getattr(getattr(_aten, name), overload) for name in COMPARISONS for overload in ("Scalar", "Tensor")),
+    _aten.logical_and.default, _aten.bitwise_and.Tensor, _aten.logical_or.default, _aten.bitwise_or.Tensor,
+    _aten.logical_not.default, _aten.bitwise_not.default,
 }  # fmt: skip
