@@ -46,6 +46,7 @@ def clip_factor(norm: Tensor, max_norm: float | Tensor) -> Tensor:
             raise ValueError(
                 f"max_norm: expected one for each norm, {tuple(norm.shape)}, got {describe(max_norm)}"
             )
+        max_norm = max_norm.to(norm.dtype)
     elif isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not 0 < max_norm < math.inf:
         raise ValueError(f"max_norm: expected a finite number > 0, got {describe(max_norm)}")
     factor = max_norm / norm.clamp(min=max_norm)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import optree
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from mfk.core import rng, tree
 from mfk.core.types import Aux, Batch, Metrics, Rows, Task, Tree, describe
@@ -23,20 +22,22 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def ensemble(task: Task, k: int, *, vary: Mapping[str, Sequence[float] | Tensor] | None = None) -> Task:
-    """`k` members of `task` as one task, whose loss is the vmapped loss of one::
+    """As one task, `k` members of `task` that are trained side by side.
+
+    Their loss is the vmapped loss of one::
 
         (totals, weights, aux) = vmap(task.loss)(params, state, batch, teacher)
 
     Member i is initialised, and draws, with ``member_seed(seed, i)``: it is a run of its own. Rows that are
-    given (a data file's) are the same for all members, in the order of the ensemble's seed; what `draw` adds
-    to them is each member's own. ``evaluate`` measures all members on the same batch. The members' spread is a
-    measure of what the data and the training left undetermined.
+    given (a data file's) are the same for all members, in the order of the ensemble's seed; what `draw`
+    adds to them is each member's own. ``evaluate`` measures all members on the same batch. The members'
+    spread is a measure of what the data and the training left undetermined.
 
     Members may differ by more than the seed: the learning rate and the clipping are arguments of
     `mfk.optim.stacked` and of `make_train_step`, and in `vary` stand the hyper-parameters that the loss
     reads from the batch. Such a task puts the default into what it draws, as a 0-dimensional tensor
     ``batch[name]``, where member i finds ``vary[name][i]`` in its place. Number and shape of the rows
-    cannot differ. In ``evaluate`` the batch is taken as it is, so that the members are compared by one measure.
+    cannot differ. In ``evaluate`` the batch is taken as it is: the members are compared by one measure.
 
     Args:
         task: the problem of one member; its loss must be traceable by torch.func.vmap.
@@ -79,13 +80,13 @@ def ensemble(task: Task, k: int, *, vary: Mapping[str, Sequence[float] | Tensor]
         return stacked
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
-        return _vmap(_tensors(task.loss), (params, state, batch, teacher))
+        return vmap(_tensors(task.loss))(params, state, batch, teacher)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         def one(params: Tree, state: Tree) -> Tree:
             return tree.map(torch.as_tensor, task.evaluate(params, state, batch))
 
-        return _vmap(one, (params, state))
+        return vmap(one)(params, state)
 
     return Task(init, draw, loss, evaluate, members=k)
 
@@ -101,20 +102,6 @@ def with_members(task: Task, members: int) -> Task:
     if task.members != members:
         raise ValueError(f"members: expected {task.members}, as the task is an ensemble, got {members}")
     return task
-
-
-def _vmap(fn: Callable[..., Any], args: tuple[Tree, ...]) -> Any:
-    """vmap over the first axis of every leaf, through optree: for torch None is a leaf, and no tensor."""
-    leaves, structure = optree.tree_flatten(args)
-    returned = []
-
-    def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
-        values, spec = optree.tree_flatten(fn(*optree.tree_unflatten(structure, leaves)))
-        returned.append(spec)
-        return tuple(values)
-
-    values = torch.func.vmap(flat)(*leaves)
-    return optree.tree_unflatten(returned[-1], values)
 
 
 def _tensors(loss: Callable[..., tuple[Tensor, Tensor, Aux]]) -> Callable[..., tuple[Tensor, Tensor, Aux]]:

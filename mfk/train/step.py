@@ -186,7 +186,8 @@ def _limit(
         return clip  # pyright: ignore[reportReturnType]  # other types are refused by clip_factor
     if members is None:
         raise ValueError(f"clip: one for each member needs an ensemble, got {describe(clip)}")
-    return torch.tensor(check_each("clip", clip, members, positive=True), device=device)
+    each = check_each("clip", clip, members, positive=True)
+    return torch.tensor(each, dtype=torch.float64, device=device)
 
 
 def _scaled(grads: Tree, scale: Tensor) -> Tree:

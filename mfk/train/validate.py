@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,17 +12,48 @@ from mfk.core.types import Batch, Metrics, Task
 from mfk.train.state import TrainState, inference_params
 
 
-@torch.no_grad()
 def validation_metrics(
     task: Task, state: TrainState, batches: Sequence[Batch], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """The metrics of ``task.evaluate`` over all batches, sum of totals / sum of weights.
 
-    The parameters are the averaged ones where the state has them. A weight of zero gives NaN.
+    The parameters are the averaged ones where the state has them. A weight of zero gives NaN. Of an ensemble
+    it is `over_members` of each metric: the members' mean, and their spread under ``<metric>_spread``.
 
     Raises:
         ValueError: totals and weights, or two batches, differ in their names.
     """
+    return described(member_metrics(task, state, batches, device))
+
+
+def described(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Each metric's `over_members`."""
+    figures: dict[str, float] = {}
+    for name, each in values.items():
+        figures |= over_members(name, each)
+    return figures
+
+
+def over_members(name: str, values: Sequence[float], spread: bool = True) -> dict[str, float]:
+    """A single run's value under `name`; of k members the mean and, under ``<name>_spread``, the spread.
+
+    Members whose value is not finite, as after a divergence, are left out; NaN where all are. The spread is
+    the standard deviation (of k - 1 degrees of freedom), NaN of fewer than two members.
+    """
+    if len(values) == 1:
+        return {name: values[0]}
+    finite = [x for x in values if math.isfinite(x)]
+    figures = {name: statistics.fmean(finite) if finite else math.nan}
+    if spread:
+        figures[f"{name}_spread"] = statistics.stdev(finite) if len(finite) > 1 else math.nan
+    return figures
+
+
+@torch.no_grad()
+def member_metrics(
+    task: Task, state: TrainState, batches: Sequence[Batch], device: torch.device | str = "cpu"
+) -> dict[str, list[float]]:
+    """`validation_metrics` with one value for each member, or a list of one of a single run."""
     params, sums, weights = inference_params(state), {}, {}
     for batch in batches:
         moved = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
@@ -31,7 +64,7 @@ def validation_metrics(
                 f"got {sorted(totals)}, {sorted(shares)}" + (f", before {sorted(sums)}" if sums else "")
             )
         sums, weights = _add(sums, totals), _add(weights, shares)
-    return {name: float(total / weights[name]) for name, total in sums.items()}
+    return {name: (total / weights[name]).reshape(-1).tolist() for name, total in sums.items()}
 
 
 def _add(sums: Metrics, new: Metrics) -> Metrics:
