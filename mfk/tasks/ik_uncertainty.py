@@ -156,9 +156,9 @@ def calibration_markdown(members: int, found: Mapping[str, Calibration]) -> list
         "## Uncertainty",
         "",
         f"The prediction is the mean configuration of {members} networks after one step, its uncertainty "
-        f"their spread: the root mean square distance (divided by {members} - 1) of their poses from the pose "
-        "of the mean. Poses are ordered by spread and cut into parts of equal size. An error that all networks "
-        "share is not in the spread.",
+        f"their spread: the root mean square distance (divided by {members} - 1) of their poses from the "
+        "pose of the mean. Poses are ordered by spread and cut into parts of equal size. An error that all "
+        "networks share is not in the spread.",
     ]
     for name, c in found.items():
         shares = ", ".join(f"{100 * share:.1f} % within {k} x spread" for k, share in c.coverage.items())
