@@ -29,12 +29,13 @@ from mfk.train.config import (
 from mfk.train.device import resolve_device
 from mfk.train.ensemble import with_members
 from mfk.train.exports import write_exports
+from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
 from mfk.train.profile import profiled
 from mfk.train.state import TrainState, inference_params, init_state, keep_best
 from mfk.train.step import count_rows, make_train_step
-from mfk.train.validate import described, member_metrics, over_members, validation_metrics
+from mfk.train.validate import member_metrics, validation_metrics
 
 
 class FitResult(NamedTuple):
@@ -219,16 +220,16 @@ def fit(
             ended = state.step == plan.steps
             logs = ended or is_due(state.step, config.log_every, None, None)
             if logs or state.step % config.max_consecutive_skips == 0:
-                figures = _figures(metrics, state, roots)
+                figures = step_figures(metrics, state, roots)
                 if logs:
                     figures["train/samples_per_second"] = rows / (time.perf_counter() - clock)
                     sink.log(state.step, figures)
                     clock, rows = time.perf_counter(), 0
                 _check_guard(state, figures, config.max_consecutive_skips, folder)
             if config.log_every_epochs is not None:
-                epoch = _add(epoch, metrics)
+                epoch = add_metrics(epoch, metrics)
                 if is_due(state.step, None, config.log_every_epochs, plan.steps_per_epoch):
-                    sink.log(state.step, _means(epoch, roots))
+                    sink.log(state.step, epoch_figures(epoch, roots))
                     epoch = {}
             pause, values = time.perf_counter(), {}
             if ended or is_due(
@@ -238,7 +239,7 @@ def fit(
                 if not ended and stopping.is_over(state.guard, plan):
                     ended = True
                     if not logs:
-                        sink.log(state.step, _figures(metrics, state, roots))
+                        sink.log(state.step, step_figures(metrics, state, roots))
                     sink.note(f"early stop after step {state.step}: {stopping.verdict(state.guard, plan)}")
             is_best = bool(values) and state.guard.best_step == state.step
             if (
@@ -294,10 +295,6 @@ def check_fit(
             )
 
 
-_PER_STEP = ("grad_norm", "lr", "loss_scale")  # metrics that are not means over rows
-_COUNTS = ("skipped", "weight")
-
-
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -324,51 +321,6 @@ def _next(feed: Iterator[Batch], step: int) -> Batch:
         return next(feed)
     except StopIteration:
         raise ValueError(f"batches: ended before step {step}; expected one batch for every step") from None
-
-
-def _figures(metrics: Metrics, state: TrainState, roots: Collection[str]) -> dict[str, float]:
-    """Metrics as Python floats: here the host waits for the device."""
-    figures: dict[str, float] = {}
-    for name, value in metrics.items():
-        each = [_rooted(name, x, roots) for x in value.reshape(-1).tolist()]
-        figures |= over_members(f"train/{name}", each, spread=name not in (*_PER_STEP, *_COUNTS))
-    figures["train/skipped_steps"] = float(state.guard.skipped.sum())
-    return figures
-
-
-def _rooted(name: str, value: float, roots: Collection[str]) -> float:
-    return value**0.5 if name in roots else value
-
-
-def _add(sums: Metrics, metrics: Metrics) -> Metrics:
-    """Sums over the steps that were made: of steps, of weights, and of the metrics times these."""
-    made = metrics["skipped"] == 0
-    terms = {"steps": torch.ones_like(made, dtype=torch.float64), "weight": metrics["weight"]}
-    for name, x in metrics.items():
-        if name in _PER_STEP:
-            terms[name] = x.to(made.device, non_blocking=True)
-        elif name not in _COUNTS:
-            terms[name] = x * metrics["weight"]
-    terms = {name: torch.where(made, x, 0.0) for name, x in terms.items()}
-    return {name: sums[name] + x if sums else x.double() for name, x in terms.items()}
-
-
-def _means(sums: Metrics, roots: Collection[str]) -> dict[str, float]:
-    """Means over the epoch's rows (a short last batch counts for less), of the step's own over its steps."""
-    lists: dict[str, list[float]] = {name: x.reshape(-1).tolist() for name, x in sums.items()}
-    figures: dict[str, float] = {}
-    for name in ("steps", "weight"):
-        figures |= over_members(f"epoch/{name}", lists[name], spread=False)
-    for name, totals in lists.items():
-        if name not in ("steps", "weight"):
-            divisors = lists["steps" if name in _PER_STEP else "weight"]
-            each = [
-                _rooted(name, x / divisor if divisor else math.nan, roots)
-                for x, divisor in zip(totals, divisors, strict=True)
-            ]
-            figures |= over_members(f"epoch/{name}", each, spread=name not in _PER_STEP)
-    # Fewer steps than the epoch has: some were skipped, or the run was resumed within it.
-    return figures
 
 
 def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str, Any]:

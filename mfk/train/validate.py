@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from mfk.core.types import Batch, Metrics, Task
+from mfk.train.figures import described
 from mfk.train.state import TrainState, inference_params
 
 
@@ -24,29 +23,6 @@ def validation_metrics(
         ValueError: totals and weights, or two batches, differ in their names.
     """
     return described(member_metrics(task, state, batches, device))
-
-
-def described(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Each metric's `over_members`."""
-    figures: dict[str, float] = {}
-    for name, each in values.items():
-        figures |= over_members(name, each)
-    return figures
-
-
-def over_members(name: str, values: Sequence[float], spread: bool = True) -> dict[str, float]:
-    """A single run's value under `name`; of k members the mean and, under ``<name>_spread``, the spread.
-
-    Members whose value is not finite, as after a divergence, are left out; NaN where all are. The spread is
-    the standard deviation (of k - 1 degrees of freedom), NaN of fewer than two members.
-    """
-    if len(values) == 1:
-        return {name: values[0]}
-    finite = [x for x in values if math.isfinite(x)]
-    figures = {name: statistics.fmean(finite) if finite else math.nan}
-    if spread:
-        figures[f"{name}_spread"] = statistics.stdev(finite) if len(finite) > 1 else math.nan
-    return figures
 
 
 @torch.no_grad()
