@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mfk.core import tree
+from mfk.core import TraceError, tree
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
@@ -102,7 +102,8 @@ def fit(
         CheckpointError: `resume` or `init_from`, and there is no checkpoint that fits.
         TrainingDiverged: too many steps in a row were not finite (of an ensemble: of every member); the
             message names step, metric and the last checkpoint.
-        ValueError: a setting is out of range, `batches` ended early, or evaluate lacks the metric.
+        ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the loss is
+            no pure function of tensors (`TraceError`; config.jit).
         OSError: the folder cannot be written.
     """
     task = with_members(task, config.members)
@@ -176,6 +177,8 @@ def fit(
             ema_decay=config.ema_decay,
             precision=config.precision,
             device=device,
+            compiled=config.jit,
+            note=sink.note,
         )
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -214,7 +217,10 @@ def fit(
         while not ended and signalled() is None:
             batch = {} if feed is None else _next(feed, state.step)
             rows += count_rows(batch, config.batch_size)
-            state, metrics = step(state, batch)
+            try:
+                state, metrics = step(state, batch)
+            except TraceError as error:
+                raise TraceError(f"{error} Or train without compiling: --no-jit.") from error
             profile(state.step)
             sink.advance(state.step)
             ended = state.step == plan.steps

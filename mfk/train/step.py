@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from mfk.core import tree
+from mfk.core import jit, tree
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
 from mfk.optim.members import check_each
@@ -38,6 +38,8 @@ def make_train_step(
     ema_decay: float | None = None,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
+    compiled: bool = False,
+    note: Callable[[str], object] | None = None,
 ) -> TrainStep:
     """A function (state, batch) -> (state, metrics) that makes one step.
 
@@ -78,6 +80,8 @@ def make_train_step(
         ema_decay: decay of the average; None if the state has none.
         precision: fp32, bf16 or fp16.
         device: where the loss is computed; the same as the state's.
+        compiled: compute the gradient by `mfk.jit`, once compiled for each shape of a micro-batch.
+        note: as for `mfk.jit`.
 
     Returns:
         The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
@@ -87,6 +91,7 @@ def make_train_step(
     Raises:
         ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
             the carried state changed its structure or a shape, or an ensemble's total is not [k].
+        TraceError: (a ValueError) `compiled`, and the loss is no pure function of tensors; see `mfk.jit`.
     """
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate: expected an int >= 1, got {describe(accumulate)}")
@@ -110,6 +115,8 @@ def make_train_step(
         return objective, (total.detach(), weight, aux)
 
     gradient = grad_and_value(value, has_aux=True)
+    if compiled:
+        gradient = jit(gradient, note=note)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (ema_decay is None) != (state.ema is None):

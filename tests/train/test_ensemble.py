@@ -49,6 +49,7 @@ CONFIG = TrainConfig(
     log_every=2,
     checkpoint_every=4,
     threads=1,
+    jit=False,
 )
 
 

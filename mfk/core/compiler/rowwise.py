@@ -162,20 +162,21 @@ class _Reader:
 
     def _input(self, index: int, value: Tensor) -> Array | None:
         shape, stride = list(value.shape), value.stride()
-        if value.numel() <= _MOST_ENTRIES:
-            axis = None
-        elif shape and shape[0] >= LEAST_ROWS and value.numel() // shape[0] <= _MOST_ENTRIES:
-            axis = 0
-        else:
-            return None
-        step = 0 if axis is None else stride[0]
+        axis = None
+        if value.numel() > _MOST_ENTRIES:
+            fits = [k for k, n in enumerate(shape) if n >= LEAST_ROWS and value.numel() // n <= _MOST_ENTRIES]
+            if not fits:
+                return None
+            axis = fits[0]
+        step = 0 if axis is None else stride[axis]
+        rows = 0 if axis is None else shape[axis]
         if axis is not None:
-            shape[0] = 1
+            shape[axis] = 1
         entries = np.empty(shape, dtype=object)
         for place in np.ndindex(*shape):
             offset = sum(i * s for i, s in zip(place, stride, strict=True))
             entries[place] = self.program.load(Load(index, offset, step))
-        return Array(entries, axis, 0 if axis is None else value.shape[0])
+        return Array(entries, axis, rows)
 
     def _constant(self, value: Any) -> Array | None:
         if not isinstance(value, Tensor) or value.numel() > _MOST_ENTRIES or value.dtype != self.dtype:
