@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mfk.core.compiler.rowcode import NoCompiler, compile_rows
-from mfk.core.compiler.rowwise import row_programs, split_off
+from mfk.core.compiler.rowcalls import call_rows, is_bookkeeping
+from mfk.core.compiler.rowcode import NoCompiler
+from mfk.core.compiler.rowwise import row_programs
 
 Runner = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -21,26 +22,19 @@ _said: set[str] = set()
 def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     """Compile a graph without mutations; `fakes` are its inputs without numbers.
 
-    What treats the rows of a batch one by one and comes before every matrix product is a program of its own (see
-    `rowwise`), on the CPU; the rest goes to Inductor.
+    What treats the rows of a batch one by one is a program of its own (see `rowwise`), on the CPU; the rest goes to
+    Inductor.
     """
     programs = [] if any(x.device.type != "cpu" for x in fakes) else row_programs(graph)
     try:
-        calls = [compile_rows(program) for program in programs]
+        call_rows(graph, programs)
     except NoCompiler as error:
         _say_once(str(error))
         return lambda inputs: graph(*inputs)
-    if not calls:
-        return _with_inductor(graph, fakes)
-    split_off(graph, programs)
     graph.recompile()
-    made = [node.meta["val"] for program in programs for node, _ in program.outputs]
-    rest = _with_inductor(graph, [*fakes, *made])
-
-    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return rest([*inputs, *(x for call in calls for x in call(inputs))])
-
-    return run
+    if programs and is_bookkeeping(graph):
+        return lambda inputs: graph(*inputs)
+    return _with_inductor(graph, fakes)
 
 
 def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:

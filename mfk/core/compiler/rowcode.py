@@ -70,17 +70,16 @@ class NoCompiler(RuntimeError):
 
 
 def compile_rows(row_program: RowProgram) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """A function of the graph's inputs that computes the program's outputs.
+    """A function of the program's inputs that computes its outputs.
 
     Raises:
         NoCompiler: the C++ compiler is missing or fails.
     """
-    run = _library(_source(row_program)).run
+    run = _library(source_of(row_program)).run
     run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
     run.restype = None
-    program, rows = row_program.program, row_program.rows
-    loads = [program.steps[i].value for i in row_program.steps if program.steps[i].name == "load"]
-    inputs = sorted({load.input for load in loads})
+    rows = row_program.rows
+    layouts = [n.meta["val"].stride() for n in row_program.inputs]
     shapes = [
         (n.meta["val"].shape, n.meta["val"].stride(), n.meta["val"].dtype) for n, _ in row_program.outputs
     ]
@@ -89,7 +88,9 @@ def compile_rows(row_program: RowProgram) -> Callable[[Sequence[Tensor]], list[T
 
     def call(given: Sequence[Tensor]) -> list[Tensor]:
         results = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in shapes]
-        pointers = (ctypes.c_void_p * len(inputs))(*[given[i].data_ptr() for i in inputs])
+        # Kept by name: a copy must outlive the call.
+        read = [_laid_out(x, layout) for x, layout in zip(given, layouts, strict=True)]
+        pointers = (ctypes.c_void_p * len(read))(*[x.data_ptr() for x in read])
         targets = (ctypes.c_void_p * len(results))(*[x.data_ptr() for x in results])
         if threads == 1:
             run(pointers, targets, 0, rows)
@@ -106,12 +107,24 @@ def compile_rows(row_program: RowProgram) -> Callable[[Sequence[Tensor]], list[T
     return call
 
 
+def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """`x` with the strides that the program was written for."""
+    return x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "mfk-rows")
 
 
-def _source(row_program: RowProgram) -> str:
+def name_of(row_program: RowProgram) -> str:
+    """The same name for the same program, in every process."""
+    layouts = [(n.meta["val"].shape, n.meta["val"].stride()) for n, _ in row_program.outputs]
+    return hashlib.sha256(f"{source_of(row_program)}{layouts}".encode()).hexdigest()
+
+
+def source_of(row_program: RowProgram) -> str:
+    """The program in C++."""
     program, rows = row_program.program, row_program.rows
     double = program.dtype is np.float64
     width = 8 if double else 16

@@ -23,6 +23,7 @@ from mfk.core.compiler.scalars import Load, Program, needed
 _aten: Any = torch.ops.aten
 LEAST_ROWS = 64  # a shorter axis is no batch
 _MOST_ENTRIES = 128  # numbers of a row in one tensor
+_MOST_BEFORE = 8  # as the members of an ensemble, that may come before the batch axis
 _LEAST_STEPS = 150  # fewer are left to Inductor
 _MOST_STEPS = 60_000
 
@@ -40,6 +41,7 @@ class RowProgram(NamedTuple):
 
     program: Program
     rows: int
+    inputs: list[fx.Node]  # what it reads, in the order of its loads' numbers
     outputs: list[tuple[fx.Node, Array]]  # what the rest of the graph takes from it
     steps: list[int]  # the values that these need
 
@@ -51,36 +53,28 @@ class _Unsupported(Exception):
     """The node is left to the rest of the graph."""
 
 
-def split_off(graph: fx.GraphModule, programs: Sequence[RowProgram]) -> None:
-    """Let what `programs` compute be further inputs of `graph`, in their order; in place."""
-    first = next(n for n in graph.graph.nodes if n.op != "placeholder")
-    for row_program in programs:
-        for node, _ in row_program.outputs:
-            with graph.graph.inserting_before(first):
-                given = graph.graph.placeholder(f"row_{node.name}")
-            given.meta["val"] = node.meta["val"]
-            node.replace_all_uses_with(given)
-    graph.graph.eliminate_dead_code()
-
-
 def row_programs(graph: fx.GraphModule) -> list[RowProgram]:
-    """The programs worth having, one for each number of rows; empty where there is little to gain.
+    """The programs worth having; empty where there is little to gain.
 
-    Only operations count that depend on inputs through nothing but other such operations.
+    Nodes that can be taken apart have a level: how often a path to them has left such nodes and come back.
+    Those of one level and one number of rows make a program; no path leads out of it and back into it.
     """
     found: list[RowProgram] = []
     for dtype, kind in ((torch.float32, np.float32), (torch.float64, np.float64)):
         reader = _Reader(graph, dtype, Program(kind))
-        for rows in sorted({array.rows for array in reader.arrays.values()} - {0}):
-            inside = {node for node, array in reader.arrays.items() if array.rows == rows}
-            outputs = _boundary(inside, reader)
-            if not outputs:
-                continue
-            wanted = [int(i) for _, array in outputs for i in array.entries.flat]
-            steps = needed(reader.program, wanted)
+        groups: dict[tuple[int, int], set[fx.Node]] = {}
+        for node, array in reader.arrays.items():
+            groups.setdefault((reader.level[node], array.rows), set()).add(node)
+        for key in sorted(groups):
+            outputs = _boundary(groups[key], reader)
+            steps = needed(reader.program, [int(i) for _, array in outputs for i in array.entries.flat])
             computed = sum(reader.program.steps[i].name not in ("load", "constant") for i in steps)
             if _LEAST_STEPS <= computed <= _MOST_STEPS:
-                found.append(RowProgram(reader.program, rows, outputs, steps))
+                loads = [
+                    reader.program.steps[i].value for i in steps if reader.program.steps[i].name == "load"
+                ]
+                inputs = [reader.sources[k] for k in sorted({load.input for load in loads})]
+                found.append(RowProgram(reader.program, key[1], inputs, outputs, steps))
     return found
 
 
@@ -91,7 +85,7 @@ def _boundary(inside: set[fx.Node], reader: _Reader) -> list[tuple[fx.Node, Arra
     seen = set(stack)
     while stack:
         node = stack.pop()
-        if node.op != "call_function":
+        if node not in inside:
             continue
         if may_share_memory(node) or node.meta["val"].dtype == torch.bool or reader.is_constant(node):
             fresh = [source for source in node.all_input_nodes if source not in seen]
@@ -110,17 +104,20 @@ class _Reader:
         self.arrays: dict[fx.Node, Array] = {}
         self.lists: dict[fx.Node, list[Array]] = {}
         self.uniform: dict[fx.Node, Array] = {}
-        inputs = 0
+        self.level: dict[fx.Node, int] = {}
+        self.sources: list[fx.Node] = []
+        self.loaded: dict[fx.Node, Array | None] = {}
+        self.current = 0
         for node in graph.graph.nodes:
             value = node.meta.get("val")
-            if node.op == "placeholder":
-                if isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype == dtype:
-                    self._keep(node, self._input(inputs, value))
-                inputs += 1
-            elif node.op == "get_attr":
+            self.level[node] = self.current = max((self.level[n] for n in node.all_input_nodes), default=0)
+            if node.op == "get_attr":
                 self._keep(node, self._constant(getattr(graph, str(node.target))))
             elif node.op == "call_function":
                 self._read(node, value)
+            if node not in self.arrays and node not in self.uniform:
+                left = (self.level[n] + (n in self.arrays) for n in node.all_input_nodes)
+                self.level[node] = max(left, default=0)
 
     def _keep(self, node: fx.Node, array: Array | None) -> None:
         if array is not None:
@@ -129,7 +126,7 @@ class _Reader:
     def _read(self, node: fx.Node, value: Any) -> None:
         try:
             if node.target is operator.getitem:
-                if node.args[0] in self.lists:
+                if node.args[0] in self.lists and self.level[node.args[0]] == self.current:
                     self._keep(node, self._checked(self.lists[node.args[0]][node.args[1]], value))
                 return
             rule = _RULES.get(node.target)
@@ -160,14 +157,22 @@ class _Reader:
             raise _Unsupported
         return array
 
-    def _input(self, index: int, value: Tensor) -> Array | None:
+    def _load(self, node: fx.Node) -> Array | None:
+        """A tensor that the program reads; None if it cannot."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or value.dtype != self.dtype:
+            return None
         shape, stride = list(value.shape), value.stride()
         axis = None
         if value.numel() > _MOST_ENTRIES:
-            fits = [k for k, n in enumerate(shape) if n >= LEAST_ROWS and value.numel() // n <= _MOST_ENTRIES]
-            if not fits:
+            before = 1
+            for k, n in enumerate(shape):
+                if n >= LEAST_ROWS and value.numel() // n <= _MOST_ENTRIES and before <= _MOST_BEFORE:
+                    axis = k
+                    break
+                before *= n
+            else:
                 return None
-            axis = fits[0]
         step = 0 if axis is None else stride[axis]
         rows = 0 if axis is None else shape[axis]
         if axis is not None:
@@ -175,7 +180,8 @@ class _Reader:
         entries = np.empty(shape, dtype=object)
         for place in np.ndindex(*shape):
             offset = sum(i * s for i, s in zip(place, stride, strict=True))
-            entries[place] = self.program.load(Load(index, offset, step))
+            entries[place] = self.program.load(Load(len(self.sources), offset, step))
+        self.sources.append(node)
         return Array(entries, axis, rows)
 
     def _constant(self, value: Any) -> Array | None:
@@ -199,11 +205,17 @@ class _Reader:
             one, zero = self.program.constant(1.0), self.program.constant(0.0)
             return self.combine(lambda i: self.program.call("where", i, one, zero), self.mask(x))
         if isinstance(x, fx.Node):
-            if x in self.arrays and x not in self.lists:
+            near = self.level[x] == self.current or self.is_constant(x)
+            if near and x in self.arrays and x not in self.lists:
                 return self.arrays[x]
             if x in self.uniform:
                 return self.uniform[x]
-            raise _Unsupported
+            if x not in self.loaded:
+                self.loaded[x] = self._load(x)
+            array = self.loaded[x]
+            if array is None:
+                raise _Unsupported
+            return array
         if isinstance(x, bool) or not isinstance(x, int | float):
             raise _Unsupported
         return Array(np.array(self.program.constant(float(x)), dtype=object), None, 0)
