@@ -1,21 +1,59 @@
-"""Floor 1: losses as pure functions of a field, their weights, their times, and the sampler."""
+"""Floor 1: losses as pure functions of a field, their weights, their times, and the samplers."""
 
+from mfk.losses.consistency import (
+    alpha_flow,
+    alpha_flow_terms,
+    alpha_schedule,
+    shortcut,
+    shortcut_terms,
+    split_meanflow,
+    split_meanflow_terms,
+)
+from mfk.losses.fields import FieldTerms
+from mfk.losses.finite_difference import finite_difference_terms, meanflow_finite_difference
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
-from mfk.losses.sampling import sample
-from mfk.losses.times import TimeConfig, draw_times, end_times, jvp_rows
-from mfk.losses.weighting import adaptive_weight, distance_weight
+from mfk.losses.guidance import guided, guided_velocity
+from mfk.losses.improved import improved_meanflow, improved_meanflow_terms
+from mfk.losses.sampling import sample, sample_euler, sample_midpoint
+from mfk.losses.terminal import terminal_velocity, terminal_velocity_terms
+from mfk.losses.times import TimeConfig, draw_times, end_times, jvp_rows, split_times
+from mfk.losses.torus import on_torus, torus_path, wrap
+from mfk.losses.weighting import adaptive_weight, alpha_weight, distance_weight
 
 __all__ = [
+    "FieldTerms",
     "MeanFlowTerms",
     "TimeConfig",
     "adaptive_weight",
+    "alpha_flow",
+    "alpha_flow_terms",
+    "alpha_schedule",
+    "alpha_weight",
     "distance_weight",
     "draw_times",
     "end_times",
+    "finite_difference_terms",
     "flow_matching",
+    "guided",
+    "guided_velocity",
+    "improved_meanflow",
+    "improved_meanflow_terms",
     "jvp_rows",
     "meanflow",
+    "meanflow_finite_difference",
     "meanflow_residual",
     "meanflow_terms",
+    "on_torus",
     "sample",
+    "sample_euler",
+    "sample_midpoint",
+    "shortcut",
+    "shortcut_terms",
+    "split_meanflow",
+    "split_meanflow_terms",
+    "split_times",
+    "terminal_velocity",
+    "terminal_velocity_terms",
+    "torus_path",
+    "wrap",
 ]

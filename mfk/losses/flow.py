@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.func import jvp
 
-from mfk.core.types import Field, describe
+from mfk.core.types import Field
+from mfk.losses.fields import call_field, check_rows, squared_norm, value_and_rate
 
 
 class MeanFlowTerms(NamedTuple):
@@ -50,8 +49,8 @@ def flow_matching(u: Field, z: Tensor, v: Tensor, r: Tensor) -> Tensor:
 
     Source: Lipman et al. 2023, arXiv:2210.02747, eq. 9, in mfk's time convention.
     """
-    _check(z=z, v=v, r=r)
-    return _squared_norm(call_field(u, z, r, r) - v)
+    check_rows({"z": z, "v": v}, {"r": r})
+    return squared_norm(call_field(u, z, r, r) - v)
 
 
 def meanflow(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -86,10 +85,10 @@ def meanflow_terms(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Mean
 
     Args and errors are those of `meanflow`.
     """
-    _check(z=z, v=v, r=r, t=t)
-    value, rate = _value_and_rate(u, z, v, r, t)
+    check_rows({"z": z, "v": v}, {"r": r, "t": t})
+    value, rate = value_and_rate(u, z, v, r, t)
     target = (v + (t - r) * rate).detach()
-    return MeanFlowTerms(_squared_norm(value - target), value, rate)
+    return MeanFlowTerms(squared_norm(value - target), value, rate)
 
 
 def meanflow_residual(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -101,53 +100,6 @@ def meanflow_residual(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> T
 
     Args, returns and errors are those of `meanflow`.
     """
-    _check(z=z, v=v, r=r, t=t)
-    _, rate = _value_and_rate(u, z, v, r, t)
-    return _squared_norm(rate)
-
-
-def _value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """u(z, r, t) and its derivative with tangents dz = v, dr = 1, dt = 0."""
-
-    def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return call_field(u, z, r, t)
-
-    value, rate = jvp(field, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))[:2]
-    return value, rate
-
-
-def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """u(z, r, t), which must have z's shape (ValueError) and dtype (TypeError).
-
-    Under torch.autocast a field may return the lower precision asked for there; it is widened to z's.
-    """
-    out = u(z, r, t)
-    if not isinstance(out, Tensor) or out.shape != z.shape:
-        raise ValueError(f"u: expected the field to return z's shape {tuple(z.shape)}, got {describe(out)}")
-    if out.dtype != z.dtype and torch.is_autocast_enabled(z.device.type):
-        out = out.to(z.dtype)
-    if out.dtype != z.dtype:
-        raise TypeError(f"u: expected the field to return z's dtype {z.dtype}, got {out.dtype}")
-    return out
-
-
-def _squared_norm(x: Tensor) -> Tensor:
-    return (x * x).sum(-1)
-
-
-def _check(z: Tensor, v: Tensor, **times: Tensor) -> None:
-    for name, x in {"z": z, "v": v, **times}.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
-        if x.dtype != z.dtype:
-            raise TypeError(f"{name}: expected the dtype of z, {z.dtype}, got {x.dtype}")
-    if z.ndim == 0:
-        raise ValueError("z: expected a shape [..., D], got a 0-dimensional tensor")
-    if v.shape != z.shape:
-        raise ValueError(f"v: expected the shape of z, {tuple(z.shape)}, got {tuple(v.shape)}")
-    for name, x in times.items():
-        if x.shape != (*z.shape[:-1], 1):
-            raise ValueError(
-                f"{name}: expected the shape {(*z.shape[:-1], 1)}, one time for each row of z "
-                f"{tuple(z.shape)}, got {tuple(x.shape)}"
-            )
+    check_rows({"z": z, "v": v}, {"r": r, "t": t})
+    _, rate = value_and_rate(u, z, v, r, t)
+    return squared_norm(rate)

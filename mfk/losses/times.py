@@ -28,7 +28,7 @@ class TimeConfig:
     beta: float = 5.0
     """beta, mfik: second parameter."""
     jvp_share: float = 0.25
-    """Share of the global batch with t > r, in [0, 1]: the rows that pay for a forward derivative."""
+    """Share of the global batch with t > r, in [0, 1]: the rows that cost a derivative or more calls."""
 
 
 def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -83,6 +83,33 @@ def end_times(config: TimeConfig, r: Tensor, t: Tensor | None, seed: int, step: 
     _check(config)
     ends = _uniform_end(r, seed, step, rows) if t is None else t
     return ends[: _count(config, rows)]
+
+
+def split_times(r: Tensor, t: Tensor, seed: int, step: int, rows: Rows) -> Tensor:
+    """Times between r and t for the rows that have an end time: s ~ U(r, t).
+
+    Args:
+        r: start times of all rows, [len(rows.index), 1].
+        t: end times of the first n rows, [n, 1], as `draw_times` returns them.
+        seed: of the run.
+        step: of the run.
+        rows: which rows of the global batch.
+
+    Returns:
+        s, [n, 1], r <= s <= t.
+
+    Raises:
+        ValueError: r has not one time for each row, or t more than r.
+    """
+    count = len(rows.index)
+    if r.shape != (count, 1):
+        raise ValueError(f"r: expected the shape {(count, 1)}, got {tuple(r.shape)}")
+    if t.ndim != 2 or t.shape[1] != 1 or len(t) > count:
+        raise ValueError(f"t: expected a shape (n, 1) with n <= {count}, got {tuple(t.shape)}")
+    n = len(t)
+    share = rng.uniform(rng.key(seed, step, "split times"), rows, (1,), r.dtype)[:n]
+    # Rounding must not lift it over its end.
+    return torch.minimum(r[:n] + share * (t - r[:n]), t)
 
 
 def jvp_rows(config: TimeConfig, total: int) -> int:
