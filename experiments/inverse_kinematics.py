@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,9 +15,9 @@ from mfk import train
 from mfk.core import cli, config, tree
 from mfk.core.types import Batch, Model, Params
 from mfk.data import LoaderConfig, read_ik
-from mfk.kinematics import Chain, RobotConfig, frames, load_robot
+from mfk.kinematics import Chain, RobotConfig, forward, frames, load_robot
 from mfk.losses import TimeConfig
-from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve
+from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve, ik_uncertainty
 from mfk.train import RunConfig, TrainConfig
 
 Seven = tuple[float, float, float, float, float, float, float]
@@ -192,10 +193,10 @@ def report(
     more: Mapping[str, str],
 ) -> None:
     """Compare a checkpoint's network with the baselines, and leave the report in the folder `out`."""
-    model, params, buffers = trained(settings, chain, checkpoint)
+    model, params, buffers, members, made = trained(settings, chain, checkpoint)
     untrained, _ = model.init(settings.train.seed)
     results, errors = ik_compare.compare(
-        chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers)
+        chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers, members)
     )
     history = train.read_history(run_of(checkpoint))
     curves = ik_report.Curves(
@@ -204,13 +205,14 @@ def report(
             for name in ("train/raw_error", "val/position_mm")
         )
     )
-    made, last = train.find(checkpoint, "best").step, max(record["step"] for record in history)
+    last = max(record["step"] for record in history)
     facts = {
         "robot": repr(chain),
-        "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters",
+        "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters"
+        + ("" if members is None else f", {settings.train.members} of them; the network alone is the first"),
         "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
         "held-out poses": len(problems.q_target),
-        "training": f"step {made}, the best of {last}, {settings.train.batch_size} rows each, "
+        "training": f"{made}, the best of {last}, {settings.train.batch_size} rows each, "
         f"{settings.train.precision}",
         **more,
         **train.versions(settings.train.seed),
@@ -218,8 +220,16 @@ def report(
     if settings.files.data is not None:
         facts["references"] = f"those of {settings.files.data}"
     out.mkdir(parents=True, exist_ok=True)
-    files = ik_report.write_report(out, results, errors, curves, facts)
+    uncertainty = None
+    if members is not None:
+        pose = forward(chain, problems.q_target.double())
+        spread = ik_uncertainty.predict(chain, model, *members, pose, problems.q_reference).spread
+        found = ik_uncertainty.calibrations(errors[ik_compare.ensemble_name(members[0])], spread)
+        uncertainty = settings.train.members, found
+    files = ik_report.write_report(out, results, errors, curves, facts, uncertainty)
     ik_report.print_table(results, f"{len(problems.q_target)} held-out poses of {chain.name}, {chain.tip}")
+    if uncertainty is not None:
+        print("\n".join(ik_uncertainty.calibration_lines(uncertainty[1])))
     print("wrote " + ", ".join(str(file) for file in files))
 
 
@@ -251,32 +261,62 @@ def solve(command: Solve) -> None:
     checkpoint = Path(command.checkpoint)
     settings = settings_of(checkpoint)
     chain = load_robot(robot_of(settings, run_of(checkpoint)))
-    model, params, buffers = trained(settings, chain, checkpoint)
-    solution = ik_solve.solve_best(
-        chain,
-        model,
-        params,
-        buffers,
-        torch.tensor(command.pose, dtype=torch.float64),
-        ik_solve.starts(chain, command.reference),
-        steps=command.steps,
-        refinements=command.refine,
-    )
+    network = trained(settings, chain, checkpoint)
+    model, pose = network.model, torch.tensor(command.pose, dtype=torch.float64)
+    references, spread = ik_solve.starts(chain, command.reference), None
+    if network.members is None:
+        solution = ik_solve.solve_best(
+            chain,
+            model,
+            network.params,
+            network.buffers,
+            pose,
+            references,
+            steps=command.steps,
+            refinements=command.refine,
+        )
+    else:
+        poses = pose.expand(len(references), 7)
+        predicted = ik_uncertainty.predict(chain, model, *network.members, poses, references, command.steps)
+        solution, row = ik_solve.best_of(chain, predicted.q, pose, command.refine)
+        spread = ik.PoseErrors(*(x[row] for x in predicted.spread))
     for name, angle in zip(chain.joint_names, solution.q.tolist(), strict=True):
         print(f"{name}: {angle:+.6f} rad")
     print(f"position error {float(solution.errors.position) * 1e3:.4f} mm")
     print(f"rotation error {float(torch.rad2deg(solution.errors.rotation)):.4f} deg")
+    if spread is not None:
+        print(
+            f"spread of {settings.train.members} networks, before least squares: "
+            f"{float(spread.position) * 1e3:.4f} mm, {float(torch.rad2deg(spread.rotation)):.4f} deg"
+        )
     if not bool(ik.within(solution.errors, 5.0, 5.0)):
         print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
         raise SystemExit(1)
 
 
-def trained(settings: IKRun, chain: Chain, checkpoint: Path) -> tuple[Model, Params, Params]:
-    """The network of a run, its averaged parameters at the best validation, and its buffers."""
+class Trained(NamedTuple):
+    """The network of a run at its best validation, in averaged parameters; of an ensemble the first."""
+
+    model: Model
+    params: Params
+    buffers: Params
+    members: tuple[Params, Params] | None  # all networks of an ensemble, stacked, each at its own best
+    made: str  # at which step, or steps
+
+
+def trained(settings: IKRun, chain: Chain, checkpoint: Path) -> Trained:
+    """What a run has come to."""
     model = ik.ik_model(chain, settings.ik.net)
     params, buffers = model.init(settings.train.seed)
-    params = train.load_params(checkpoint, params, "best")
-    return model, params, train.load_state(checkpoint, buffers, "best")
+    if settings.train.members == 1:
+        step = train.find(checkpoint, "best").step
+        params = train.load_params(checkpoint, params, "best")
+        return Trained(model, params, train.load_state(checkpoint, buffers, "best"), None, f"step {step}")
+    all_params, all_buffers = (tree.stack([x] * settings.train.members) for x in (params, buffers))
+    all_params, all_buffers, best = train.load_members(checkpoint, all_params, all_buffers)
+    params, buffers = tree.member(all_params, 0), tree.member(all_buffers, 0)
+    steps = ", ".join(map(str, best.step.tolist()))
+    return Trained(model, params, buffers, (all_params, all_buffers), f"steps {steps} (one for each network)")
 
 
 def run_of(checkpoint: Path) -> Path:

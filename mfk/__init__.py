@@ -10,4 +10,16 @@ from mfk.losses import sample
 
 __version__ = "0.1.0"
 
-__all__ = ["core", "data", "jit", "kinematics", "losses", "nn", "optim", "sample", "stateless", "tasks", "train"]
+__all__ = [
+    "core",
+    "data",
+    "jit",
+    "kinematics",
+    "losses",
+    "nn",
+    "optim",
+    "sample",
+    "stateless",
+    "tasks",
+    "train",
+]

@@ -6,14 +6,14 @@ order, and None holds no leaf in one and is a leaf in the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
-from mfk.core.types import Tree
+from mfk.core.types import Tree, describe
 
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -51,6 +51,46 @@ def global_norm(tree: Tree) -> Tensor:
         raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
     norms = torch._foreach_norm([_at_least_float32(x) for x in tensors])
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+
+
+def member_norms(tree: Tree) -> Tensor:
+    """The `global_norm` of each member of a stacked tree, [k], in fp32 or wider; leaves are [k, ...]."""
+    tensors = leaves(tree)
+    if not tensors:
+        raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
+    members = len(tensors[0])
+    norms = torch._foreach_norm([_at_least_float32(x) for leaf in tensors for x in leaf.unbind()])
+    first = norms[0]
+    return torch.linalg.vector_norm(torch.stack([n.to(first.device) for n in norms]).view(-1, members), dim=0)
+
+
+def stack(members: Sequence[Tree]) -> Tree:
+    """Trees of one structure, shapes and dtypes as one tree: each leaf with the member as its first axis.
+
+    Raises:
+        ValueError: no tree, or two that differ in structure, or in the shape or dtype of a leaf (named).
+    """
+    if not members:
+        raise ValueError("members: expected at least one tree to stack, got none")
+    for i, other in enumerate(members[1:], start=1):
+        if optree.tree_structure(other) != optree.tree_structure(members[0]):
+            raise ValueError(f"members: expected trees of one structure; 0 and {i} differ")
+        for (name, x), y in zip(named_leaves(members[0]), leaves(other), strict=True):
+            if x.shape != y.shape or x.dtype != y.dtype:
+                raise ValueError(
+                    f"members: leaf {name!r} is {describe(x)} in member 0 and {describe(y)} in member {i}"
+                )
+    return map(lambda *parts: torch.stack(parts), *members)
+
+
+def member(stacked: Tree, i: int) -> Tree:
+    """Member `i` of a tree as from `stack`: views that share its memory."""
+    return map(lambda x: x[i], stacked)
+
+
+def along(x: Tensor, like: Tensor) -> Tensor:
+    """`x` so that it multiplies `like` member by member: [k] gets axes after its own, [] is left alone."""
+    return x if x.ndim == 0 else x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
 
 
 def cast(tree: Tree, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tree:

@@ -24,7 +24,7 @@ Batch: TypeAlias = dict[str, Tensor]
 `Task.draw` adds may have other lengths, such as one end time for each row that needs one."""
 
 Metrics: TypeAlias = dict[str, Tensor]
-"""Name -> 0-dimensional tensor; it stays on the device until a logger asks."""
+"""Name -> 0-dimensional tensor, or [k] of an ensemble; it stays on the device until a logger asks."""
 
 Schedule: TypeAlias = Callable[[int], float]
 """Step (0 is the first) -> value, without state."""
@@ -71,6 +71,10 @@ class Task(NamedTuple):
 
     A loss returns *sums over rows and the sum of the weights*; the step divides once, after
     all micro-batches (and ranks) are summed.
+
+    Of an ensemble (`mfk.train.ensemble`), `members` says how many problems are solved side by side. Every
+    leaf of params, state, teacher and drawn batch then has the member as its first axis, and every total,
+    weight and metric is [k] in place of []. No member's value may depend on another's numbers.
     """
 
     init: Callable[[int], tuple[Tree, Tree]]  # (seed) -> (params, state)
@@ -78,15 +82,17 @@ class Task(NamedTuple):
     draw: Callable[[int, int, Rows, Tree, Batch], Batch]
     # (params, state, batch, teacher) -> (total, weight, Aux); deterministic, differentiable
     loss: Callable[[Tree, Tree, Batch, Tree], tuple[Tensor, Tensor, Aux]]
-    # (params, state, batch) -> (metric -> total, metric -> weight)
+    # (params, state, batch) -> (metric -> total, metric -> weight); the batch is one for all members
     evaluate: Callable[[Tree, Tree, Batch], tuple[Metrics, Metrics]]
+    members: int | None = None  # k of an ensemble; None: no leaf has such an axis
 
 
 class Optimizer(NamedTuple):
     """A gradient transformation with explicit state: see `mfk.optim.adamw`."""
 
     init: Callable[[Tree], Tree]  # (params) -> opt_state
-    update: Callable[..., tuple[Tree, Tree]]  # (grads, opt_state, params, lr, found_inf=None)
+    # (grads, opt_state, params, lr, found_inf=None); found_inf is [k] for `mfk.optim.stacked`
+    update: Callable[..., tuple[Tree, Tree]]
 
 
 def describe(value: object) -> str:

@@ -3,6 +3,7 @@
 from mfk.optim.adam import AdamWState, adamw, decays_by_name
 from mfk.optim.clip import clip_by_global_norm, clip_factor
 from mfk.optim.ema import ema_update
+from mfk.optim.members import stacked
 from mfk.optim.schedules import constant, epochs_to_steps, warmup_constant, warmup_cosine, warmup_linear
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "decays_by_name",
     "ema_update",
     "epochs_to_steps",
+    "stacked",
     "warmup_constant",
     "warmup_cosine",
     "warmup_linear",

@@ -32,9 +32,22 @@ def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Tensor]:
     return tree.unflatten(grads, list(scaled)), norm
 
 
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """min(1, max_norm / norm), 0-dimensional; NaN where the norm is not finite."""
-    if isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not 0 < max_norm < math.inf:
+def clip_factor(norm: Tensor, max_norm: float | Tensor) -> Tensor:
+    """min(1, max_norm / norm), in the norm's shape; NaN where the norm is not finite.
+
+    For an ensemble both may be [k], one for each member. A tensor's values are not looked at, which would
+    wait for the device.
+
+    Raises:
+        ValueError: a number `max_norm` that is not finite and positive, or a tensor of another shape.
+    """
+    if isinstance(max_norm, Tensor):
+        if max_norm.shape != norm.shape:
+            raise ValueError(
+                f"max_norm: expected one for each norm, {tuple(norm.shape)}, got {describe(max_norm)}"
+            )
+        max_norm = max_norm.to(norm.dtype)
+    elif isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not 0 < max_norm < math.inf:
         raise ValueError(f"max_norm: expected a finite number > 0, got {describe(max_norm)}")
     factor = max_norm / norm.clamp(min=max_norm)
     return torch.where(torch.isfinite(norm), factor, math.nan)

@@ -20,7 +20,8 @@ def ema_update(ema: Tree, params: Tree, decay: float, found_inf: Tensor | None =
         ema: tree of floating-point tensors.
         params: tree of the same structure, shapes, dtypes and device.
         decay: in [0, 1]; the average looks back about 1 / (1 - decay) updates.
-        found_inf: 0-dimensional, 0 or 1; a 1 leaves `ema` as it was, without a host synchronisation.
+        found_inf: 0-dimensional, 0 or 1; a 1 leaves `ema` as it was, without a host synchronisation. Of
+            an ensemble [k], for the leaves' members along their first axis.
 
     Raises:
         ValueError: `decay` is out of range, or the trees do not match (names the leaf).
@@ -36,5 +37,5 @@ def ema_update(ema: Tree, params: Tree, decay: float, found_inf: Tensor | None =
         return ema
     share = (1 - decay) * (1 - found_inf.double())
     weights = {dtype: share.to(dtype) for dtype in {x.dtype for x in averages}}
-    torch._foreach_lerp_(averages, current, [weights[x.dtype] for x in averages])
+    torch._foreach_lerp_(averages, current, [tree.along(weights[x.dtype], x) for x in averages])
     return ema

@@ -16,6 +16,7 @@ from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, forward
 from mfk.tasks.ik import PoseErrors, pose_errors, within
 from mfk.tasks.ik_solve import DAMPING, refine, solve_pose
+from mfk.tasks.ik_uncertainty import predict
 
 Solver = Callable[[Tensor, Tensor], Tensor]
 """(reference [N, dof], pose [N, 7]) -> q [N, dof]."""
@@ -42,7 +43,12 @@ class SolverResult:
 
 
 def solvers(
-    chain: Chain, model: Model, untrained: Params, params: Params, buffers: Params
+    chain: Chain,
+    model: Model,
+    untrained: Params,
+    params: Params,
+    buffers: Params,
+    ensemble: tuple[Params, Params] | None = None,
 ) -> dict[str, Solver]:
     """The rows of the table: baselines, the network, and the network refined.
 
@@ -55,6 +61,7 @@ def solvers(
         untrained: parameters before training.
         params: parameters after it.
         buffers: the model's buffers.
+        ensemble: parameters and buffers of several networks, stacked, for a row that `predict` answers.
     """
 
     def numerical(*dampings: float) -> Solver:
@@ -67,6 +74,12 @@ def solvers(
 
         return solve
 
+    together: dict[str, Solver] = {}
+    if ensemble is not None:
+        together[ensemble_name(ensemble[0])] = lambda reference, pose: (
+            predict(chain, model, *ensemble, pose, reference).q
+        )
+
     return {
         "do nothing": lambda reference, pose: reference,
         "1 least-squares step": numerical(DAMPING),
@@ -76,11 +89,17 @@ def solvers(
         "untrained network": network(untrained, 1),
         "untrained + 1 LM step": network(untrained, 1, DAMPING),
         "network, 1 step": network(params, 1),
+        **together,
         "network, 2 steps": network(params, 2),
         "network, 4 steps": network(params, 4),
         "network + 1 LM step": network(params, 1, DAMPING),
         "network + 2 LM steps": network(params, 1, *[DAMPING] * 2),
     }
+
+
+def ensemble_name(params: Params) -> str:
+    """The row of an ensemble, given its stacked parameters."""
+    return f"ensemble of {len(next(iter(params.values())))}, 1 step"
 
 
 class HeldOut(NamedTuple):

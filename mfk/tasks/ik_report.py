@@ -14,6 +14,7 @@ from mfk.core.files import write_atomically
 from mfk.tasks.ik import PoseErrors
 from mfk.tasks.ik_compare import FALLING, SolverResult
 from mfk.tasks.ik_solve import DAMPING
+from mfk.tasks.ik_uncertainty import Calibration, calibration_markdown
 
 
 class Curves(NamedTuple):
@@ -29,6 +30,7 @@ def write_report(
     errors: Mapping[str, PoseErrors],
     curves: Curves,
     facts: Mapping[str, Any],
+    uncertainty: tuple[int, Mapping[str, Calibration]] | None = None,
 ) -> list[Path]:
     """Write report.json, report.md and the plots error_cdf.png, loss.png and error_by_steps.png.
 
@@ -38,14 +40,18 @@ def write_report(
         errors: as from `compare`.
         curves: the course of the training.
         facts: what else the report states: robot, seed, times, versions.
+        uncertainty: of an ensemble: its number of members, and `calibrations`.
 
     Returns:
         The files written.
     """
-    report = {"facts": dict(facts), "results": [asdict(result) for result in results]}
+    report: dict[str, Any] = {"facts": dict(facts), "results": [asdict(result) for result in results]}
+    if uncertainty is not None:
+        members, found = uncertainty
+        report["uncertainty"] = {"members": members} | {name: asdict(c) for name, c in found.items()}
     written = [folder / "report.json", folder / "report.md"]
     write_atomically(written[0], json.dumps(report, indent=2) + "\n")
-    write_atomically(written[1], _markdown(results, facts))
+    write_atomically(written[1], _markdown(results, facts, uncertainty))
     return [*written, *_plots(folder, results, errors, curves)]
 
 
@@ -86,7 +92,11 @@ def _figure(x: float) -> str:
     return f"{x:.3f}" if x < 10 else f"{x:.2f}" if x < 100 else f"{x:.0f}"
 
 
-def _markdown(results: Sequence[SolverResult], facts: Mapping[str, Any]) -> str:
+def _markdown(
+    results: Sequence[SolverResult],
+    facts: Mapping[str, Any],
+    uncertainty: tuple[int, Mapping[str, Calibration]] | None,
+) -> str:
     titles, rows = table(results)
     lines = ["# Inverse kinematics: held-out poses", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
@@ -96,6 +106,7 @@ def _markdown(results: Sequence[SolverResult], facts: Mapping[str, Any]) -> str:
         "",
         "Errors are those of the pose by forward kinematics in float64. Least-squares (LM) steps are damped, "
         f"lambda = {DAMPING} (falling: {', '.join(map(str, FALLING))}), and clipped to the joint limits.",
+        *([] if uncertainty is None else calibration_markdown(*uncertainty)),
         "",
         "![error](error_cdf.png)",
         "![loss](loss.png)",
@@ -124,7 +135,7 @@ def _plots(
     left, right = figure.subplots(1, 2, sharey=True)
     shown = [name for name in errors if name not in ("network, 2 steps", "network, 4 steps")]
     for name in shown:
-        style = "-" if name.startswith("network") else "--"
+        style = "-" if name.startswith(("network", "ensemble")) else "--"
         share = torch.linspace(0, 1, len(errors[name].position), dtype=torch.float64)
         left.plot((errors[name].position * 1e3).sort().values, share, style, label=name, linewidth=1.4)
         right.plot(torch.rad2deg(errors[name].rotation).sort().values, share, style, linewidth=1.4)

@@ -113,12 +113,22 @@ def solve_best(
     Raises:
         ValueError: as `solve_pose`, or a negative number of refinements.
     """
-    if refinements < 0:
-        raise ValueError(f"refine: expected at least 0, got {refinements}")
     poses = pose.expand(len(references), 7)
     q = solve_pose(chain, model, params, buffers, poses, references, steps)
+    return best_of(chain, q, pose, refinements)[0]
+
+
+def best_of(chain: Chain, q: Tensor, pose: Tensor, refinements: int) -> tuple[Solution, int]:
+    """Refine the configurations q [rows, dof] for one pose [7]; the best of them, and its row.
+
+    Raises:
+        ValueError: a negative number of refinements.
+    """
+    if refinements < 0:
+        raise ValueError(f"refine: expected at least 0, got {refinements}")
+    poses = pose.expand(len(q), 7)
     q = refine(chain, q, poses, [DAMPING] * refinements)
     errors = pose_errors(chain, q, poses)
     # A degree counts as much as a millimetre.
     best = int((errors.position * 1e3 + torch.rad2deg(errors.rotation)).argmin())
-    return Solution(q[best], PoseErrors(errors.position[best], errors.rotation[best]))
+    return Solution(q[best], PoseErrors(errors.position[best], errors.rotation[best])), best

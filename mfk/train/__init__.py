@@ -1,13 +1,24 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
-from mfk.train.checkpoint import CheckpointError, Saved, find, load, load_params, load_state, save, saved
+from mfk.train.checkpoint import (
+    CheckpointError,
+    Saved,
+    find,
+    load,
+    load_members,
+    load_params,
+    load_state,
+    save,
+    saved,
+)
 from mfk.train.config import TrainConfig
 from mfk.train.device import resolve_device
+from mfk.train.ensemble import ensemble, member_seed, with_members
 from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
 from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
 from mfk.train.runs import claim_run, versions, write_record
-from mfk.train.state import Guard, TrainState, inference_params, init_state
+from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
 
@@ -15,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "FitResult",
     "Guard",
+    "MemberBest",
     "RunConfig",
     "Saved",
     "Sink",
@@ -24,15 +36,18 @@ __all__ = [
     "TrainingDiverged",
     "check_fit",
     "claim_run",
+    "ensemble",
     "find",
     "fit",
     "inference_params",
     "init_state",
     "launch",
     "load",
+    "load_members",
     "load_params",
     "load_state",
     "make_train_step",
+    "member_seed",
     "open_sink",
     "read_history",
     "resolve_device",
@@ -40,5 +55,6 @@ __all__ = [
     "saved",
     "validation_metrics",
     "versions",
+    "with_members",
     "write_record",
 ]

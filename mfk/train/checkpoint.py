@@ -22,8 +22,9 @@ from torch import Tensor
 
 from mfk.core import tree
 from mfk.core.files import write_atomically
+from mfk.core.types import Tree
 from mfk.train.arrays import read_arrays, write_arrays
-from mfk.train.state import TrainState
+from mfk.train.state import MemberBest, TrainState
 
 AnyTree = TypeVar("AnyTree")
 
@@ -150,6 +151,38 @@ def load_state(
 ) -> AnyTree:
     """The task's carried state (codebooks, running statistics); `like` as returned by ``task.init``."""
     return _restore(find(folder, step), like, prefix="state")
+
+
+def load_members(
+    folder: Path | str, params: AnyTree, state: Tree, step: int | Literal["latest", "best"] = "latest"
+) -> tuple[AnyTree, Tree, MemberBest]:
+    """The members of an ensemble for inference, each as it was at its own best validation up to `step`.
+
+    A member that no validation has seen finite is the one of `step` itself, as `load_params` has it.
+
+    Args:
+        folder: as in `load`.
+        params: stacked parameters of the model, as ``mfk.train.ensemble(task, k).init`` makes them.
+        state: the stacked carried state.
+        step: as in `load`; the latest checkpoint knows the best of the whole run.
+
+    Returns:
+        (params, state, best): stacked trees, and the values and steps of those validations.
+
+    Raises:
+        CheckpointError: as in `load`; a single run's checkpoint lacks the leaves of ``best``.
+    """
+    chosen = find(folder, step)
+    k = len(tree.leaves(params)[0])
+    like = MemberBest(torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.int64), params, state)
+    best = _restore(chosen, like, prefix="best")
+    now = (load_params(chosen.path, params), load_state(chosen.path, state))
+
+    def one(kept: Tensor, current: Tensor) -> Tensor:
+        return torch.where(tree.along(best.step, kept) < 0, current, kept)
+
+    found = tree.map(one, (best.params, best.state), now)
+    return (*found, best)
 
 
 def saved(folder: Path | str) -> list[Saved]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from mfk.core.config import refuse_unused
 from mfk.core.types import Optimizer, Schedule, describe
-from mfk.optim import adamw, decays_by_name, warmup_constant, warmup_cosine, warmup_linear
+from mfk.optim import adamw, decays_by_name, stacked, warmup_constant, warmup_cosine, warmup_linear
+from mfk.optim.members import check_each
 from mfk.train.log import LogLevel
 from mfk.train.step import Precision
 from mfk.train.trackers import Tracker, check_trackers
@@ -30,10 +31,18 @@ class TrainConfig:
     """Micro-batches that a batch is split into; changes memory and time, not the result."""
     device: str = "auto"
     """auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    jit: bool = True
+    """Compile the gradient before the first step (seconds, fewer from the second run on); off: eager torch."""
     precision: Precision = "fp32"
     """Of the loss's matrix products; parameters, moments and validation stay in fp32."""
     lr: float = 1e-3
     """Peak learning rate."""
+    members: int = 1
+    """Networks trained side by side, each with a seed of its own (an ensemble); 1 trains one."""
+    member_lr: tuple[float, ...] = ()
+    """Each member's share of the learning rate, one number a member; none: all alike."""
+    member_clip: tuple[float, ...] = ()
+    """Each member's largest gradient norm, in place of clip; none: all alike."""
     min_lr: float = 1e-6
     """Learning rate at the end of the schedule."""
     warmup_steps: int = 0
@@ -89,8 +98,14 @@ class TrainConfig:
 
 
 def make_optimizer(config: TrainConfig) -> Optimizer:
-    """AdamW as configured; biases and norms are not decayed."""
-    return adamw(config.betas, config.eps, config.weight_decay, decay=decays_by_name)
+    """AdamW as configured; biases and norms are not decayed. For an ensemble it is stacked."""
+    single = adamw(config.betas, config.eps, config.weight_decay, decay=decays_by_name)
+    return single if config.members == 1 else stacked(single, config.members, config.member_lr or None)
+
+
+def make_clip(config: TrainConfig) -> float | tuple[float, ...] | None:
+    """The largest gradient norm as configured: one for all members, or one for each."""
+    return config.member_clip or config.clip
 
 
 def make_schedule(config: TrainConfig) -> Schedule:
@@ -157,7 +172,7 @@ def _uses_epochs(config: TrainConfig) -> bool:
 
 def check_config(config: TrainConfig) -> None:
     """ValueError that names the first setting out of range; nothing has to be built or written to know."""
-    for name in ("steps", "batch_size", "accumulate", "max_consecutive_skips"):
+    for name in ("steps", "batch_size", "accumulate", "max_consecutive_skips", "members"):
         _check_number(name, getattr(config, name), 1, whole=True)
     optional = (
         *_IN_EPOCHS, "steps_per_epoch", "validate_every", "log_every", "checkpoint_every", "keep_last",
@@ -191,6 +206,10 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("clip: expected a positive number or None, got 0")
     if config.ema_decay is not None and config.ema_decay > 1:
         raise ValueError(f"ema_decay: expected at most 1, got {config.ema_decay}")
+    refuse_unused(config, config.members > 1, "member_lr", "member_clip")
+    for name, positive in (("member_lr", False), ("member_clip", True)):
+        if getattr(config, name):
+            check_each(name, getattr(config, name), config.members, positive)
     refuse_unused(config, config.patience is not None, "patience_unit", "min_delta")
     if config.patience is not None and config.validate_every is config.validate_every_epochs is None:
         raise ValueError("patience: early stopping needs validations; give --validate-every or its epochs")

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfk.core import tree
 from mfk.core.types import Batch, Rows, Task, Tree
 from mfk.optim import constant
-from mfk.train.config import TrainConfig, make_optimizer
+from mfk.train.config import TrainConfig, make_clip, make_optimizer
 from mfk.train.device import resolve_device
+from mfk.train.ensemble import with_members
 from mfk.train.state import TrainState, init_state
 from mfk.train.step import count_rows, make_train_step
 
@@ -45,6 +46,7 @@ class MemoryEstimate(NamedTuple):
     gradients: int  # one micro-batch's, and the running sum where there are several
     moments: int  # the optimizer's state
     average: int  # the averaged parameters; 0 where averaging is off
+    best: int  # each member's parameters and carried state at its best; 0 for a single run
     carried: int  # the task's carried state, and the guard
     batch: int  # the global batch where it is given, and what the task draws for one micro-batch
     activations: int  # what else is alive at the peak: saved tensors and temporaries of one micro-batch
@@ -90,7 +92,7 @@ def memory_estimate(task: Task, config: TrainConfig, batch: Batch | None = None)
 
     Args:
         task: the problem.
-        config: what counts is batch_size, accumulate, ema_decay, precision, clip, seed and device.
+        config: what counts is batch_size, accumulate, ema_decay, members, precision, clip, seed and device.
         batch: rows of the data, of which the first ``batch_size`` (or all, if there are fewer) are the global
             batch; None or {} if the task makes its own.
 
@@ -103,6 +105,7 @@ def memory_estimate(task: Task, config: TrainConfig, batch: Batch | None = None)
 
 def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list[str], MemoryEstimate]:
     """The lines about shapes, and the estimate, from one initial state."""
+    task = with_members(task, config.members)
     resolve_device(config.device)
     split = _split(config, batch)
     state = init_state(task, make_optimizer(config), config.seed, ema=config.ema_decay is not None)
@@ -115,7 +118,7 @@ def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list
     own = {name: x for name, x in drawn.items() if x.untyped_storage().data_ptr() not in given}
     held = _bytes(split.given) + _bytes(own)
     parameters, moments, average = (_bytes(x) for x in (state.params, state.opt, state.ema))
-    carried = _bytes((state.state, state.guard))
+    best, carried = _bytes(state.best), _bytes((state.state, state.guard))
     gradients = parameters * min(split.parts, 2)
     activations = max(0, _peak(task, config, state, split) - gradients)
     # Or else they would count as the process's.
@@ -125,12 +128,13 @@ def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list
         gradients=gradients,
         moments=moments,
         average=average,
+        best=best,
         carried=carried,
         batch=held,
         activations=activations,
         heap=round(_HEAP * (gradients + held + activations)),
         process=_resident(),
-        saving=_COPIES * (parameters + moments + average + carried),
+        saving=_COPIES * (parameters + moments + average + best + carried),
     )
 
 
@@ -225,7 +229,7 @@ def _step(
         seed=config.seed,
         batch_size=rows,
         accumulate=parts,
-        clip=config.clip,
+        clip=make_clip(config),
         ema_decay=config.ema_decay,
         # fp16 takes as much memory, and is slow on a CPU.
         precision="fp32" if config.precision == "fp32" else "bf16",
@@ -258,7 +262,10 @@ def _resident() -> int:
 
 
 def _shapes(state: TrainState, split: _Split, drawn: Batch) -> list[str]:
-    lines = [f"parameters: {tree.size(state.params):,}", *_listing(state.params)]
+    size = f"parameters: {tree.size(state.params):,}"
+    if state.best is not None:
+        size += f", {(k := len(state.best.step))} members of {tree.size(state.params) // k:,}"
+    lines = [size, *_listing(state.params)]
     if tree.leaves(state.state):
         lines += [f"carried state: {tree.size(state.state):,}", *_listing(state.state)]
     part = f"micro-batch 1 of {split.parts}, {split.micro:,} of " if split.parts > 1 else ""
@@ -302,6 +309,7 @@ def _table(estimate: MemoryEstimate, device: str) -> list[str]:
         ("gradients", estimate.gradients),
         ("optimizer moments", estimate.moments),
         ("average (EMA)", estimate.average),
+        *([("each member at its best", estimate.best)] if estimate.best else []),
         ("carried state", estimate.carried),
         ("batch", estimate.batch),
         ("activations of one micro-batch", estimate.activations),

@@ -12,20 +12,30 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mfk.core import tree
+from mfk.core import TraceError, tree
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
 from mfk.train.changes import changed_settings, changed_versions
-from mfk.train.config import TrainConfig, check_config, in_steps, is_due, make_optimizer, make_schedule
+from mfk.train.config import (
+    TrainConfig,
+    check_config,
+    in_steps,
+    is_due,
+    make_clip,
+    make_optimizer,
+    make_schedule,
+)
 from mfk.train.device import resolve_device
+from mfk.train.ensemble import with_members
 from mfk.train.exports import write_exports
+from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
 from mfk.train.profile import profiled
-from mfk.train.state import TrainState, inference_params, init_state
+from mfk.train.state import TrainState, inference_params, init_state, keep_best
 from mfk.train.step import count_rows, make_train_step
-from mfk.train.validate import validation_metrics
+from mfk.train.validate import member_metrics, validation_metrics
 
 
 class FitResult(NamedTuple):
@@ -65,6 +75,11 @@ def fit(
     at every new best. Ctrl-C, SIGTERM and a closed terminal finish the step, save and return. A resumed
     run ends with bit-identical parameters (same machine, versions, thread count).
 
+    With ``config.members`` > 1 an ensemble of `task` is trained (`mfk.train.ensemble`). What is logged is
+    the mean over the members, those left out that are not finite, with their spread as ``<metric>_spread``;
+    this mean picks the best checkpoint and drives early stopping. Each member's own best is kept beside it
+    (`mfk.train.load_members`). A member that diverges is left standing, and the others go on.
+
     Args:
         task: the problem; its evaluate sees the averaged parameters where there are any.
         config: see `TrainConfig`.
@@ -85,11 +100,13 @@ def fit(
     Raises:
         FileExistsError: the folder holds a run and `resume` is off, or another process trains in it.
         CheckpointError: `resume` or `init_from`, and there is no checkpoint that fits.
-        TrainingDiverged: too many steps in a row were not finite; the message names step, metric and the
-            last checkpoint.
-        ValueError: a setting is out of range, `batches` ended early, or evaluate lacks the metric.
+        TrainingDiverged: too many steps in a row were not finite (of an ensemble: of every member); the
+            message names step, metric and the last checkpoint.
+        ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the loss is
+            no pure function of tensors (`TraceError`; config.jit).
         OSError: the folder cannot be written.
     """
+    task = with_members(task, config.members)
     run = Path(run)
     folder = run / runs.CHECKPOINTS
     source = (
@@ -156,21 +173,26 @@ def fit(
             seed=config.seed,
             batch_size=config.batch_size,
             accumulate=config.accumulate,
-            clip=config.clip,
+            clip=make_clip(config),
             ema_decay=config.ema_decay,
             precision=config.precision,
             device=device,
+            compiled=config.jit,
+            note=sink.note,
         )
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             _check_params(state, folder)
             begun = time.perf_counter()
-            values = validation_metrics(task, state, validation, device)
-            if not values:
+            each = member_metrics(task, state, validation, device)
+            if not each:
                 return state, {}
+            values = described(each)
             sink.log(state.step, {f"val/{name}": value for name, value in values.items()})
             guard = stopping.judge(state.guard, values[config.best_metric], state.step, config.min_delta)
             sink.note(f"step {state.step}: validated in {time.perf_counter() - begun:.2f} s", "debug")
+            if task.members is not None:
+                state = keep_best(state, torch.tensor(each[config.best_metric], dtype=torch.float64))
             return state._replace(guard=guard), values
 
         def save(state: TrainState, values: Mapping[str, float]) -> None:
@@ -195,22 +217,25 @@ def fit(
         while not ended and signalled() is None:
             batch = {} if feed is None else _next(feed, state.step)
             rows += count_rows(batch, config.batch_size)
-            state, metrics = step(state, batch)
+            try:
+                state, metrics = step(state, batch)
+            except TraceError as error:
+                raise TraceError(f"{error} Or train without compiling: --no-jit.") from error
             profile(state.step)
             sink.advance(state.step)
             ended = state.step == plan.steps
             logs = ended or is_due(state.step, config.log_every, None, None)
             if logs or state.step % config.max_consecutive_skips == 0:
-                figures = _figures(metrics, state, roots)
+                figures = step_figures(metrics, state, roots)
                 if logs:
                     figures["train/samples_per_second"] = rows / (time.perf_counter() - clock)
                     sink.log(state.step, figures)
                     clock, rows = time.perf_counter(), 0
                 _check_guard(state, figures, config.max_consecutive_skips, folder)
             if config.log_every_epochs is not None:
-                epoch = _add(epoch, metrics)
+                epoch = add_metrics(epoch, metrics)
                 if is_due(state.step, None, config.log_every_epochs, plan.steps_per_epoch):
-                    sink.log(state.step, _means(epoch, roots))
+                    sink.log(state.step, epoch_figures(epoch, roots))
                     epoch = {}
             pause, values = time.perf_counter(), {}
             if ended or is_due(
@@ -220,7 +245,7 @@ def fit(
                 if not ended and stopping.is_over(state.guard, plan):
                     ended = True
                     if not logs:
-                        sink.log(state.step, _figures(metrics, state, roots))
+                        sink.log(state.step, step_figures(metrics, state, roots))
                     sink.note(f"early stop after step {state.step}: {stopping.verdict(state.guard, plan)}")
             is_best = bool(values) and state.guard.best_step == state.step
             if (
@@ -260,6 +285,7 @@ def check_fit(
         ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
     """
     check_config(config)
+    task = with_members(task, config.members)
     device = resolve_device(config.device)
     if not validation and config.patience is not None:
         raise ValueError("patience: early stopping needs validation batches, and there are none")
@@ -273,9 +299,6 @@ def check_fit(
             raise ValueError(
                 f"best_metric: expected one of task.evaluate's {names}, got {config.best_metric!r}"
             )
-
-
-_PER_STEP = ("grad_norm", "lr", "loss_scale")  # metrics that are not means over rows
 
 
 @contextmanager
@@ -306,54 +329,25 @@ def _next(feed: Iterator[Batch], step: int) -> Batch:
         raise ValueError(f"batches: ended before step {step}; expected one batch for every step") from None
 
 
-def _figures(metrics: Metrics, state: TrainState, roots: Collection[str]) -> dict[str, float]:
-    """Metrics as Python floats: here the host waits for the device."""
-    figures = {f"train/{name}": _rooted(name, float(value), roots) for name, value in metrics.items()}
-    figures["train/skipped_steps"] = float(state.guard.skipped)
-    return figures
-
-
-def _rooted(name: str, value: float, roots: Collection[str]) -> float:
-    return value**0.5 if name in roots else value
-
-
-def _add(sums: Metrics, metrics: Metrics) -> Metrics:
-    """Sums over the steps that were made: of steps, of weights, and of the metrics times these."""
-    made = metrics["skipped"] == 0
-    terms = {"steps": torch.ones_like(made, dtype=torch.float64), "weight": metrics["weight"]}
-    for name, x in metrics.items():
-        if name in _PER_STEP:
-            terms[name] = x.to(made.device, non_blocking=True)
-        elif name not in ("skipped", "weight"):
-            terms[name] = x * metrics["weight"]
-    terms = {name: torch.where(made, x, 0.0) for name, x in terms.items()}
-    return {name: sums[name] + x if sums else x.double() for name, x in terms.items()}
-
-
-def _means(sums: Metrics, roots: Collection[str]) -> dict[str, float]:
-    """Means over the epoch's rows (a short last batch counts for less), of the step's own over its steps."""
-    figures = {f"epoch/{name}": float(sums[name]) for name in ("steps", "weight")}
-    for name, x in sums.items():
-        if name not in ("steps", "weight"):
-            divisor = figures["epoch/steps" if name in _PER_STEP else "epoch/weight"]
-            figures[f"epoch/{name}"] = _rooted(name, float(x) / divisor if divisor else math.nan, roots)
-    # Fewer steps than the epoch has: some were skipped, or the run was resumed within it.
-    return figures
-
-
 def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str, Any]:
-    return {
+    result = {
         "steps": state.step,
         "stopped_early": early,
         "best_metric": best_metric,
         "best": state.guard.best,
         "best_step": state.guard.best_step,
-        "skipped_steps": int(state.guard.skipped),
+        "skipped_steps": int(state.guard.skipped.sum()),
     }
+    if state.best is not None:
+        result["member_best"] = state.best.value.tolist()
+        result["member_best_step"] = state.best.step.tolist()
+        result["member_skipped_steps"] = state.guard.skipped.tolist()
+    return result
 
 
 def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, folder: Path) -> None:
-    skipped = int(state.guard.worst)
+    # Of an ensemble: a member that diverged stands still, and the run ends with the last one.
+    skipped = int(state.guard.worst.min())
     if skipped >= limit:
         names = [name for name, value in figures.items() if not math.isfinite(value)] or ["loss or gradient"]
         raise TrainingDiverged(
@@ -363,7 +357,11 @@ def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, fo
 
 
 def _check_params(state: TrainState, folder: Path) -> None:
-    if bool(tree.all_finite(inference_params(state))) and bool(tree.all_finite(state.params)):
+    if state.best is not None:
+        finite = [x.reshape(len(x), -1).isfinite().all(-1) for x in tree.leaves((state.params, state.ema))]
+        if bool(torch.stack(finite).all(0).any()):
+            return
+    elif bool(tree.all_finite(inference_params(state))) and bool(tree.all_finite(state.params)):
         return
     leaves = tree.named_leaves((state.params, state.ema))
     bad = [name for name, x in leaves if not bool(torch.isfinite(x).all())]

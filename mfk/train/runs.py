@@ -160,7 +160,13 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def write_result(run: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, which says that the run is over, and how it ended; NaN and infinities as text."""
-    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, list):
+            return [strict(x) for x in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    plain = {name: strict(value) for name, value in result.items()}
     write_atomically(run / RESULT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 

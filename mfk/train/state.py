@@ -16,7 +16,11 @@ FIRST_SCALE = 1024.0
 
 
 class Guard(NamedTuple):
-    """What protects a run: steps that were not made, the loss scale, and the course of the validations."""
+    """What protects a run: steps that were not made, the loss scale, and the course of the validations.
+
+    Of an ensemble the tensors are [k], a number for each member; the validations are judged by the members'
+    mean, and `MemberBest` has each member's own best.
+    """
 
     skipped: Tensor  # [], int64: steps skipped since the start, because they were not finite
     consecutive: Tensor  # [], int64: steps skipped in a row, up to now; in fp16 not those of its scale
@@ -31,6 +35,15 @@ class Guard(NamedTuple):
     judged_step: int = 0  # the step of the last validation
 
 
+class MemberBest(NamedTuple):
+    """Each member of an ensemble as it was at its own best validation."""
+
+    value: Tensor  # [k], float64: lowest value of the watched metric; inf before the first
+    step: Tensor  # [k], int64: the step of that value; -1 before the first
+    params: Tree  # the parameters' shapes and dtypes: those for inference at that step
+    state: Tree  # the carried state's shapes and dtypes
+
+
 class TrainState(NamedTuple):
     """The whole state of a run."""
 
@@ -40,12 +53,15 @@ class TrainState(NamedTuple):
     opt: Tree  # the optimizer's state
     ema: Tree  # average of params, in their shapes and dtypes; None where averaging is off
     guard: Guard
+    best: MemberBest | None = None  # of an ensemble
 
 
 def init_state(
     task: Task, optimizer: Optimizer, seed: int, *, ema: bool = False, device: torch.device | str = "cpu"
 ) -> TrainState:
     """The state before step 0, on `device`; it shares no memory with anything that the task holds.
+
+    Of an ensemble (``task.members``) the guard's tensors are [k], and each member's best is kept.
 
     Args:
         task: supplies ``init(seed) -> (params, state)``.
@@ -65,7 +81,8 @@ def init_state(
                     f"task.init: leaf {name!r} of {argument} must be a tensor, got {describe(leaf)}"
                 )
     params, state = (tree.map(lambda x: _own(x, device), value) for value in (params, state))
-    zero = torch.zeros((), dtype=torch.int64, device=device)
+    shape = () if task.members is None else (task.members,)
+    zero = torch.zeros(shape, dtype=torch.int64, device=device)
     return TrainState(
         step=0,
         params=params,
@@ -76,8 +93,16 @@ def init_state(
             skipped=zero,
             consecutive=zero.clone(),
             worst=zero.clone(),
-            scale=torch.tensor(FIRST_SCALE, device=device),
+            scale=torch.full(shape, FIRST_SCALE, device=device),
             clean=zero.clone(),
+        ),
+        best=None
+        if task.members is None
+        else MemberBest(
+            value=torch.full(shape, math.inf, dtype=torch.float64, device=device),
+            step=zero - 1,
+            params=tree.clone(params),
+            state=tree.clone(state),
         ),
     )
 
@@ -85,6 +110,29 @@ def init_state(
 def inference_params(state: TrainState) -> Any:
     """The averaged parameters where the run keeps them, else the parameters themselves."""
     return state.params if state.ema is None else state.ema
+
+
+def keep_best(state: TrainState, values: Tensor) -> TrainState:
+    """`state` with each member's best after a validation in which they had `values`, [k], lower being better.
+
+    A value that is not lower than the member's best, or is NaN, changes nothing of it.
+    """
+    best = state.best
+    assert best is not None
+    values = values.to(best.value)
+    better = values < best.value
+
+    def one(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(tree.along(better, old), new, old)
+
+    return state._replace(
+        best=MemberBest(
+            value=one(best.value, values),
+            step=torch.where(better, state.step, best.step),
+            params=tree.map(one, best.params, inference_params(state)),
+            state=tree.map(one, best.state, state.state),
+        )
+    )
 
 
 def _own(x: Tensor, device: torch.device | str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from mfk.core import tree
+from mfk.core import jit, tree
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
+from mfk.optim.members import check_each
 from mfk.train.state import Guard, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -33,10 +34,12 @@ def make_train_step(
     seed: int,
     batch_size: int | None = None,
     accumulate: int = 1,
-    clip: float | None = None,
+    clip: float | Sequence[float] | None = None,
     ema_decay: float | None = None,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
+    compiled: bool = False,
+    note: Callable[[str], object] | None = None,
 ) -> TrainStep:
     """A function (state, batch) -> (state, metrics) that makes one step.
 
@@ -58,31 +61,42 @@ def make_train_step(
     ``guard.scale`` before it is differentiated, and the gradient divided by it; a step that overflows
     is skipped and halves the scale, 1,000 steps that do not double it.
 
+    Of an ensemble all of this holds for each member by itself: loss, norm, clipping, skipping, counts and
+    loss scale are [k]. The members' totals are added before they are differentiated, which gives each
+    parameter its own member's gradient, as no total depends on another's parameters; a member that is not
+    finite is skipped alone.
+
     The step DONATES the TrainState that it is given: its memory is reused for the result.
 
     Args:
         task: the problem; see `mfk.core.Task`.
-        optimizer: ``update`` must take ``found_inf``, as `mfk.optim.adamw` does.
+        optimizer: ``update`` must take ``found_inf``, as `mfk.optim.adamw` does; for an ensemble as
+            `mfk.optim.stacked` does.
         schedule: step -> learning rate.
         seed: of every random number that ``task.draw`` makes.
         batch_size: rows of the global batch where the task makes its own data and the batch is {}.
         accumulate: micro-batches a step; those that would have no row are left out.
-        clip: largest global norm of the gradient; None does not clip.
+        clip: largest global norm of the gradient; None does not clip. For an ensemble also k of them.
         ema_decay: decay of the average; None if the state has none.
         precision: fp32, bf16 or fp16.
         device: where the loss is computed; the same as the state's.
+        compiled: compute the gradient by `mfk.jit`, once compiled for each shape of a micro-batch.
+        note: as for `mfk.jit`.
 
     Returns:
         The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
         (1 if this step was), weight (the sum of the rows' weights), loss_scale in fp16, and the task's own,
-        divided by the weight.
+        divided by the weight. Of an ensemble they are [k], but for lr, the schedule's value.
 
     Raises:
         ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
-            or the carried state changed its structure or a shape.
+            the carried state changed its structure or a shape, or an ensemble's total is not [k].
+        TraceError: (a ValueError) `compiled`, and the loss is no pure function of tensors; see `mfk.jit`.
     """
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate: expected an int >= 1, got {describe(accumulate)}")
+    members = task.members
+    limit = _limit(clip, members, device)
     rounded = _rounding(precision, torch.device(device).type)
     scaled = precision == "fp16"
 
@@ -90,9 +104,19 @@ def make_train_step(
         with rounded():
             total, weight, aux = task.loss(params, state, batch, teacher)
         weight = torch.as_tensor(weight, dtype=total.dtype, device=total.device)
-        return total * scale if scaled else total, (total.detach(), weight, aux)
+        objective = total * scale if scaled else total
+        if members is not None:
+            if total.shape != (members,) or weight.shape != (members,):
+                raise ValueError(
+                    f"task.loss: an ensemble's total and weight must have shape ({members},), "
+                    f"got {describe(total)} and {describe(weight)}"
+                )
+            objective = objective.sum()
+        return objective, (total.detach(), weight, aux)
 
     gradient = grad_and_value(value, has_aux=True)
+    if compiled:
+        gradient = jit(gradient, note=note)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (ema_decay is None) != (state.ema is None):
@@ -123,12 +147,13 @@ def make_train_step(
 
         with torch.no_grad():
             divisor = weight * state.guard.scale if scaled else weight
-            loss, norm = total / weight, tree.global_norm(grads) / divisor
+            norm = tree.global_norm(grads) if members is None else tree.member_norms(grads)
+            loss, norm = total / weight, norm / divisor
             found_inf = 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float()
             carried = _keep_if(found_inf, state.state, carried)
             # One pass over the gradient: the division and the clipping together.
-            scale = (1.0 if clip is None else clip_factor(norm, clip)) / divisor
-            grads = tree.unflatten(grads, list(torch._foreach_mul(tree.leaves(grads), scale)))
+            scale = (1.0 if limit is None else clip_factor(norm, limit)) / divisor
+            grads = _scaled(grads, scale)
             lr = schedule(state.step)
             params, opt = optimizer.update(grads, state.opt, state.params, lr, found_inf=found_inf)
             ema = state.ema
@@ -144,7 +169,7 @@ def make_train_step(
             reported["loss_scale"] = state.guard.scale
             guard = _rescale(guard, found_inf)
         reported |= {name: total / weight for name, total in metrics.items()}
-        return TrainState(state.step + 1, params, carried, opt, ema, guard), reported
+        return TrainState(state.step + 1, params, carried, opt, ema, guard, state.best), reported
 
     return step
 
@@ -158,6 +183,25 @@ def _rounding(precision: str, device: str) -> Callable[[], AbstractContextManage
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     # No cache of rounded weights: under torch.func it would hold tensors of a transform that has ended.
     return lambda: torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _limit(
+    clip: float | Sequence[float] | None, members: int | None, device: torch.device | str
+) -> float | Tensor | None:
+    """`clip` as `clip_factor` takes it; a tensor is made once, not in every step."""
+    if clip is None or not isinstance(clip, list | tuple):
+        return clip  # pyright: ignore[reportReturnType]  # other types are refused by clip_factor
+    if members is None:
+        raise ValueError(f"clip: one for each member needs an ensemble, got {describe(clip)}")
+    each = check_each("clip", clip, members, positive=True)
+    return torch.tensor(each, dtype=torch.float64, device=device)
+
+
+def _scaled(grads: Tree, scale: Tensor) -> Tree:
+    values = tree.leaves(grads)
+    if scale.ndim == 0:
+        return tree.unflatten(grads, list(torch._foreach_mul(values, scale)))
+    return tree.unflatten(grads, list(torch._foreach_mul(values, [tree.along(scale, x) for x in values])))
 
 
 def count_rows(batch: Batch, batch_size: int | None) -> int:
@@ -192,7 +236,7 @@ def _keep_if(bad: Tensor, old: Tree, new: Tree) -> Tree:
     def one(x: Tensor, y: Tensor) -> Tensor:
         if x.shape != y.shape or x.dtype != y.dtype:
             raise ValueError(f"state: a leaf was {describe(x)}; after the step it is {describe(y)}")
-        return y if x is y else torch.where(bad > 0, x, y.detach())
+        return y if x is y else torch.where(tree.along(bad, x) > 0, x, y.detach())
 
     return tree.map(one, old, new)
 

@@ -123,3 +123,48 @@ def test_a_tree_without_floating_point_tensors_is_finite() -> None:
     assert tree.all_finite({}).item() is True
     assert tree.all_finite({"step": torch.tensor(3)}).item() is True
     assert tree.all_finite({"step": 3, "x": torch.ones(1)}).item() is True
+
+
+def test_stacked_trees_come_apart_again() -> None:
+    members = [{"b": torch.full((2,), float(i)), "a": (torch.tensor(i), None)} for i in range(3)]
+    stacked = tree.stack(members)
+    assert stacked["b"].shape == (3, 2) and stacked["a"][0].tolist() == [0, 1, 2]
+    assert stacked["b"].is_contiguous()
+    for i, expected in enumerate(members):
+        one = tree.member(stacked, i)
+        assert torch.equal(one["b"], expected["b"]) and one["a"][0] == i
+    tree.member(stacked, 1)["b"].zero_()
+    assert stacked["b"][1].tolist() == [0, 0]  # a view
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([], "members: expected at least one tree"),
+        ([{"a": torch.ones(2)}, {"b": torch.ones(2)}], "trees of one structure; 0 and 1 differ"),
+        ([{"a": torch.ones(2)}, {"a": torch.ones(3)}], r"leaf 'a' is .*\(2,\).* and .*\(3,\).* in member 1"),
+        ([{"a": torch.ones(2)}, {"a": torch.ones(2).double()}], "leaf 'a' .*float64 in member 1"),
+    ],
+)
+def test_trees_that_cannot_be_stacked(members: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tree.stack(members)
+
+
+def test_member_norms_are_the_norms_of_the_members() -> None:
+    generator = torch.Generator().manual_seed(0)
+    members = [
+        {"w": torch.randn(3, 4, generator=generator), "b": torch.randn(4, generator=generator).double()}
+        for _ in range(3)
+    ]
+    expected = torch.stack([tree.global_norm(m) for m in members])
+    torch.testing.assert_close(tree.member_norms(tree.stack(members)), expected)
+    assert tree.member_norms({"w": torch.ones(2, 3).bfloat16()}).dtype == torch.float32
+    with pytest.raises(ValueError, match="tree: expected at least one tensor"):
+        tree.member_norms({})
+
+
+def test_along_broadcasts_over_the_members() -> None:
+    like = torch.ones(2, 3, 4)
+    assert (tree.along(torch.tensor([2.0, 3.0]), like) * like)[:, 0, 0].tolist() == [2, 3]
+    assert tree.along(torch.tensor(2.0), like).shape == ()

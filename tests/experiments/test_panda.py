@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "panda.py"
 TINY = [
     "--width", "16", "--blocks", "1", "--batch-size", "64", "--warmup-steps", "2", "--log-every", "4",
     "--validate-every", "8", "--checkpoint-every", "8", "--validation-poses", "64", "--report-poses", "200",
-    "--threads", "1",
+    "--threads", "1", "--no-jit",
 ]  # fmt: skip
 
 

@@ -29,6 +29,35 @@ def drawn(task, rows: Rows | None = None, step: int = 0):
     return params, state, task.draw(0, step, rows or Rows.all(32), state, {})
 
 
+def test_an_ensemble_is_its_members_and_one_that_is_nan_disturbs_none() -> None:
+    """The JVP, the least-squares step inside the network and the robot's kinematics, all under vmap."""
+    task, k, seed = small_task(), 3, 4
+
+    def broken(seed_: int, step: int, rows: Rows, state, batch):
+        drawn = task.draw(seed_, step, rows, state, batch)
+        bad = seed_ == train.member_seed(seed, 1) and step >= 1
+        return drawn | {"v": drawn["v"] + (torch.nan if bad else 0.0)}
+
+    def trained(task, optimizer, seed: int):
+        state = train.init_state(task, optimizer, seed)
+        step = train.make_train_step(
+            task, optimizer, optim.constant(1e-3), seed=seed, batch_size=32, clip=1.0
+        )
+        for _ in range(3):
+            state, _ = step(state, {})
+        return state.params
+
+    stacked = optim.stacked(optim.adamw(), k)
+    together = trained(train.ensemble(task, k), stacked, seed)
+    disturbed = trained(train.ensemble(task._replace(draw=broken), k), stacked, seed)
+    for i in range(k):
+        alone = trained(task, optim.adamw(), train.member_seed(seed, i))
+        torch.testing.assert_close(tree.member(together, i), alone, rtol=1e-3, atol=2e-5)
+    for name, p in together.items():
+        assert torch.equal(p[[0, 2]], disturbed[name][[0, 2]])
+    assert not torch.equal(together["enter.weight"][1], disturbed["enter.weight"][1])
+
+
 def test_path_and_poses() -> None:
     _, _, batch = drawn(small_task())
     z1 = batch["z"] + (1 - batch["r"]) * batch["v"]

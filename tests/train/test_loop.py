@@ -49,6 +49,7 @@ CONFIG = TrainConfig(
     log_every=4,
     checkpoint_every=5,
     threads=1,
+    jit=False,
 )
 
 

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mfk.core.compiler.rowcalls import call_rows, is_bookkeeping
+from mfk.core.compiler.rowcode import NoCompiler
+from mfk.core.compiler.rowwise import row_programs
+
 Runner = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 _WITHOUT_COMPILER = ("InvalidCxxCompiler", "CppCompileError")
@@ -16,10 +20,28 @@ _said: set[str] = set()
 
 
 def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
+    """Compile a graph without mutations; `fakes` are its inputs without numbers.
+
+    What treats the rows of a batch one by one is a program of its own (see `rowwise`), on the CPU; the rest goes to
+    Inductor.
+    """
+    programs = [] if any(x.device.type != "cpu" for x in fakes) else row_programs(graph)
+    try:
+        call_rows(graph, programs)
+    except NoCompiler as error:
+        _say_once(str(error))
+        return lambda inputs: graph(*inputs)
+    graph.recompile()
+    if programs and is_bookkeeping(graph):
+        return lambda inputs: graph(*inputs)
+    return _with_inductor(graph, fakes)
+
+
+def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     """Compile with Inductor; on CUDA with CUDA graphs, whose outputs are copied out.
 
-    Where Inductor finds no working C++ compiler the traced graph runs instead, operator by operator, and a
-    warning says so once a process.
+    Where Inductor finds no working C++ compiler the graph runs instead, operator by operator, and a warning says so
+    once a process.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
@@ -33,14 +55,7 @@ def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
         reason = _missing_compiler(error)
         if reason is None:
             raise
-        if reason not in _said:
-            _said.add(reason)
-            warnings.warn(
-                f"mfk.jit: no working C++ compiler ({reason}); the traced graph runs operator by operator, which "
-                "is slower. Install g++, or set CXX.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        _say_once(reason)
         return lambda inputs: graph(*inputs)
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -50,6 +65,17 @@ def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
         return [x.clone() for x in compiled(*inputs)]
 
     return run
+
+
+def _say_once(reason: str) -> None:
+    if "compiler" not in _said:
+        _said.add("compiler")
+        warnings.warn(
+            f"mfk.jit: no working C++ compiler ({reason}); the traced graph runs operator by operator, which is "
+            "slower. Install g++, or set CXX.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _missing_compiler(error: BaseException) -> str | None:

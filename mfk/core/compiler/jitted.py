@@ -40,7 +40,9 @@ class _Compiled(NamedTuple):
     report: Report
 
 
-def jit(fn: Callable[P, R], *, matmul: Matmul = "exact") -> Jitted[P, R]:
+def jit(
+    fn: Callable[P, R], *, matmul: Matmul = "exact", note: Callable[[str], object] | None = None
+) -> Jitted[P, R]:
     """Compile a pure function of trees of tensors, with its derivatives: what jax.jit is to JAX.
 
     At the first call with arguments of some kind the whole function is traced into one graph of ATen operators
@@ -69,6 +71,7 @@ def jit(fn: Callable[P, R], *, matmul: Matmul = "exact") -> Jitted[P, R]:
         fn: a pure function; arguments and result are trees.
         matmul: exact: the fastest fp32-exact matrix product of the CPU at hand, set for the time of the call
             (see `mfk.core.compiler.matmul`); default: torch's own.
+        note: is told, in a line each, when a compilation begins and what it came to.
 
     Returns:
         The compiled function, with ``traces`` (how often it was traced), ``lower`` and ``report``.
@@ -80,13 +83,13 @@ def jit(fn: Callable[P, R], *, matmul: Matmul = "exact") -> Jitted[P, R]:
             on values, a write to an argument, or a tensor that is neither an argument nor found around the
             function; with file and line. Or an argument that requires grad while gradients are recorded.
     """
-    return Jitted(fn, matmul)
+    return Jitted(fn, matmul, note)
 
 
 class Jitted(Generic[P, R]):
     """A compiled function: see `jit`."""
 
-    def __init__(self, fn: Callable[P, R], matmul: Matmul) -> None:
+    def __init__(self, fn: Callable[P, R], matmul: Matmul, note: Callable[[str], object] | None) -> None:
         """Nothing is traced before the first call."""
         if not callable(fn):
             raise TypeError(f"fn: expected a function, got {describe(fn)}")
@@ -94,7 +97,7 @@ class Jitted(Generic[P, R]):
             raise ValueError(f"matmul: expected exact or default, got {matmul!r}")
         functools.update_wrapper(self, fn, updated=())
         self.traces = 0
-        self._fn, self._matmul = fn, matmul
+        self._fn, self._matmul, self._note = fn, matmul, note
         self._cache: dict[Hashable, list[_Compiled]] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -147,6 +150,8 @@ class Jitted(Generic[P, R]):
                 RuntimeWarning,
                 stacklevel=4,
             )
+        if self._note is not None:
+            self._note("compiling; this takes seconds, and less the next time")
         begun = time.perf_counter()
         lowered = self._lower(leaves, spec)
         traced = time.perf_counter()
@@ -154,6 +159,8 @@ class Jitted(Generic[P, R]):
         report = Report(
             lowered.before, lowered.after, lowered.folded, traced - begun, time.perf_counter() - traced
         )
+        if self._note is not None:
+            self._note(f"compiled: {report}")
         around = lowered.closed_over
         return _Compiled(
             run, around, [_kind(c.tensor) for c in around], lowered.outputs, lowered.spec, report
