@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +19,11 @@ from mfk.core.compiler.rowwise import row_programs
 Runner = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 _WITHOUT_COMPILER = ("InvalidCxxCompiler", "CppCompileError")
+_TRIVIAL = """#include <torch/csrc/inductor/cpp_prefix.h>
+extern "C" void kernel(float* x) {}
+"""
 _said: set[str] = set()
+_prepared: list[bool] = []
 
 
 def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
@@ -37,19 +44,36 @@ def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     return _with_inductor(graph, fakes)
 
 
+def prepare() -> None:
+    """Import Inductor and let its headers be compiled beside whatever comes next; once a process.
+
+    On a machine that has never compiled with it, g++ takes five seconds for those headers: as long as a trace.
+    """
+    if _prepared:
+        return
+    _prepared.append(True)
+    # Imported here, not in the thread: imports register things that a trace reads.
+    from torch._inductor import async_compile, compile_fx  # noqa: F401
+
+    def headers() -> None:
+        with contextlib.suppress(Exception):  # whatever it is, the compilation itself will say it
+            with _settings(cuda=False):
+                async_compile.AsyncCompile().cpp_pybinding(["float*"], _TRIVIAL).result()
+
+    threading.Thread(target=headers, name="mfk-headers", daemon=True).start()
+
+
 def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     """Compile with Inductor; on CUDA with CUDA graphs, whose outputs are copied out.
 
     Where Inductor finds no working C++ compiler the graph runs instead, operator by operator, and a warning says so
     once a process.
     """
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
     cuda = any(x.device.type == "cuda" for x in fakes)
-    options = {"triton.cudagraphs": True} if cuda else {}
     try:
-        with config.patch(options), torch.no_grad():
+        with _settings(cuda), torch.no_grad():
             compiled = compile_fx(graph, list(fakes))
     except Exception as error:
         reason = _missing_compiler(error)
@@ -65,6 +89,16 @@ def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
         return [x.clone() for x in compiled(*inputs)]
 
     return run
+
+
+def _settings(cuda: bool) -> AbstractContextManager[Any]:
+    """Inductor's settings while it compiles."""
+    from torch._inductor import config
+
+    if cuda:
+        return config.patch({"triton.cudagraphs": True})
+    # What the CPU has is read off its flags; by default a program is compiled for each instruction set to see.
+    return config.patch({"cpp.vec_isa_ok": True})
 
 
 def _say_once(reason: str) -> None:

@@ -104,7 +104,7 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _LIFTS:
+        if func not in _LIFTS and any(map(_is_real, (*args, *kwargs.values()))):
             args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._stand_in, (args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError(
@@ -148,6 +148,13 @@ class _Watch(TorchDispatchMode):
                         f"{_where()}: {func} writes to {self.owned[_storage(x)]} ({describe(x)}). A compiled function "
                         "does not change what it is given: work on a clone, or out of place, and return the result."
                     )
+
+
+def _is_real(x: Any) -> bool:
+    """Whether an operand is, or a list of them holds, a tensor with numbers."""
+    if isinstance(x, list | tuple):
+        return any(map(_is_real, x))
+    return isinstance(x, Tensor) and not isinstance(x, FakeTensor)
 
 
 def _output(x: Tensor, stand_ins: Mapping[int, Tensor], used: dict[int, None]) -> Tensor:

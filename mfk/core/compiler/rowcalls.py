@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -15,24 +16,28 @@ from mfk.core.compiler.rowwise import RowProgram
 
 
 class _Entry(NamedTuple):
-    call: Callable[[Sequence[Tensor]], list[Tensor]]
+    compiled: Future[Callable[[Sequence[Tensor]], list[Tensor]]]
     shapes: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]
 
 
+_COMPILING = ThreadPoolExecutor(2, "mfk-compile")
 _PROGRAMS: dict[str, _Entry] = {}
 """What `mfk::rows` runs, by the name that stands in the graph: Inductor keeps graphs on disk, and takes text."""
 
 
 def call_rows(graph: fx.GraphModule, programs: Sequence[RowProgram]) -> None:
-    """Replace the nodes of each program by one call of it, in place.
+    """Replace the nodes of each program by one call of it, in place; all but one are compiled in the background.
 
     Raises:
-        NoCompiler: a program cannot be compiled; the graph is as it was.
+        NoCompiler: the smallest program cannot be compiled; the graph is as it was.
     """
-    for row_program in programs:
+    threads = torch.get_num_threads()
+    for place, row_program in enumerate(sorted(programs, key=lambda p: len(p.steps))):
+        job = _COMPILING.submit(compile_rows, row_program, threads)
+        if place == 0:
+            job.result()
         values = [node.meta["val"] for node, _ in row_program.outputs]
-        entry = _Entry(compile_rows(row_program), [(x.shape, x.stride(), x.dtype) for x in values])
-        _PROGRAMS.setdefault(name_of(row_program), entry)
+        _PROGRAMS[name_of(row_program)] = _Entry(job, [(x.shape, x.stride(), x.dtype) for x in values])
     replaced: dict[fx.Node, fx.Node] = {}
     for row_program in programs:
         with graph.graph.inserting_before(graph.graph.output_node()):
@@ -75,7 +80,7 @@ def _sort(graph: fx.GraphModule) -> None:
 
 @torch.library.custom_op("mfk::rows", mutates_args=())
 def _rows(inputs: Sequence[Tensor], program: str) -> list[Tensor]:
-    return _PROGRAMS[program].call(inputs)
+    return _PROGRAMS[program].compiled.result()(inputs)
 
 
 @_rows.register_fake

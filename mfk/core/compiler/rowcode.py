@@ -69,8 +69,8 @@ class NoCompiler(RuntimeError):
     """There is no C++ compiler that works."""
 
 
-def compile_rows(row_program: RowProgram) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """A function of the program's inputs that computes its outputs.
+def compile_rows(row_program: RowProgram, threads: int = 1) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """A function of the program's inputs that computes its outputs, on at most `threads` threads.
 
     Raises:
         NoCompiler: the C++ compiler is missing or fails.
@@ -83,7 +83,7 @@ def compile_rows(row_program: RowProgram) -> Callable[[Sequence[Tensor]], list[T
     shapes = [
         (n.meta["val"].shape, n.meta["val"].stride(), n.meta["val"].dtype) for n, _ in row_program.outputs
     ]
-    threads = min(torch.get_num_threads(), max(1, len(row_program.steps) * rows // _WORTH_A_THREAD))
+    threads = min(threads, max(1, len(row_program.steps) * rows // _WORTH_A_THREAD))
     ends = [rows * (k + 1) // threads for k in range(threads)]
 
     def call(given: Sequence[Tensor]) -> list[Tensor]:

@@ -39,7 +39,6 @@ def tidy(graph: fx.GraphModule) -> None:
     for node in list(nodes.nodes):
         if node.target in _QUESTIONS:
             nodes.erase_node(node)
-    nodes.eliminate_dead_code()
     for node in list(nodes.nodes):
         same = _identical(node)
         if same is not None:
@@ -54,7 +53,6 @@ def tidy(graph: fx.GraphModule) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             nodes.erase_node(node)
-    nodes.eliminate_dead_code()
 
 
 def separate_outputs(graph: fx.GraphModule) -> None:
