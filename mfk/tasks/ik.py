@@ -20,18 +20,16 @@ from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
 from mfk.data import AugmentConfig, IKDataConfig, augment, check_augment, draw_ik
 from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
-from mfk.losses import (
-    TimeConfig,
-    adaptive_weight,
-    distance_weight,
-    draw_times,
-    end_times,
-    flow_matching,
-    jvp_rows,
-    meanflow_terms,
-    sample,
-)
+from mfk.losses import MeanFlowTerms, TimeConfig, draw_times, end_times, flow_matching, jvp_rows, sample
 from mfk.nn import KinematicNet, MeanFlowNet
+from mfk.tasks.ik_loss import (
+    LossConfig,
+    check_loss,
+    draw_objective,
+    metric_names,
+    objective_terms,
+    row_weight,
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,6 @@ class NetConfig:
     """kinematic: residual blocks."""
     damping: float = 0.07
     """kinematic: damping of the pseudo-inverse, in m and rad."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """How a row's squared error is weighted."""
-
-    weighting: Literal["adaptive", "distance", "uniform"] = "adaptive"
-    """adaptive: by the error, as in the paper; distance: by how far the solution is; uniform: alike."""
-    weight_c: float | None = None
-    """Added to the squared error or distance, in rad^2; None: 1e-3 for adaptive, 1e-4 for distance."""
-    weight_p: float | None = None
-    """Power of the weight, 0 weighs all alike; None: 1 for adaptive, 0.5 for distance."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +98,7 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     """
     model = ik_model(chain, config.net)
     check_augment(chain, config.augment)
-    c, p = config.loss.weight_c, config.loss.weight_p
-    if c is not None and not (math.isfinite(c) and c > 0):
-        raise ValueError(f"weight_c: expected a positive number, got {c!r}")
-    if p is not None and not (math.isfinite(p) and p >= 0):
-        raise ValueError(f"weight_p: expected a number >= 0, got {p!r}")
+    check_loss(config.loss)
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:
@@ -141,27 +123,29 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
             "t": t,
             "pose": path.pose,
             "jvp_share": torch.tensor(jvp_rows(config.times, rows.total) / rows.total, device="cpu"),
+            **draw_objective(config.loss, r, t, seed, step, rows),
         }
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         z, v, r, t, pose = (batch[name] for name in ("z", "v", "r", "t", "pose"))
         n, rows = len(t), len(z)
         # A micro-batch may hold no MeanFlow row; what it reports must not depend on that.
-        names = ("velocity_norm", "meanflow_residual") if config.times.jvp_share > 0 else ()
+        names = metric_names(config.loss) if config.times.jvp_share > 0 else ()
         parts, metrics = [], {name: z.new_zeros(()) for name in names}
         if n:
-            u = ik_field(model, params, state, pose[:n])
-            terms = meanflow_terms(u, z[:n], v[:n], r[:n], t)
+            u, other = (ik_field(model, p, state, pose[:n]) for p in (params, teacher))
+            terms = objective_terms(config.loss, batch, u, other)
             parts.append(terms.squared_error)
             # So that their mean over all rows is the mean over the MeanFlow rows of the global batch.
             metrics["velocity_norm"] = terms.value.square().sum() / batch["jvp_share"]
-            metrics["meanflow_residual"] = terms.rate.square().sum() / batch["jvp_share"]
+            if isinstance(terms, MeanFlowTerms):
+                metrics["meanflow_residual"] = terms.rate.square().sum() / batch["jvp_share"]
         if n < rows:
             u = ik_field(model, params, state, pose[n:])
             parts.append(flow_matching(u, z[n:], v[n:], r[n:]))
         squared = torch.cat(parts)
         remaining = ((1 - r) * v).square().sum(-1)
-        total = (_row_weight(config.loss, squared, remaining) * squared).sum()
+        total = (row_weight(config.loss, squared, remaining, n, batch.get("alpha")) * squared).sum()
         metrics["raw_error"] = squared.sum()
         return total, total.new_full((), rows), Aux(state, metrics)
 
@@ -218,16 +202,3 @@ def pose_errors(chain: Chain, q: Tensor, target: Tensor) -> PoseErrors:
 def within(errors: PoseErrors, millimetres: float, degrees: float) -> Tensor:
     """Which rows are inside both tolerances, [...] of bool; a NaN is outside."""
     return (errors.position < millimetres * 1e-3) & (errors.rotation < math.radians(degrees))
-
-
-def _row_weight(config: LossConfig, squared_error: Tensor, squared_distance: Tensor) -> Tensor:
-    given = {"c": config.weight_c, "p": config.weight_p}
-    given = {name: value for name, value in given.items() if value is not None}
-    if config.weighting == "adaptive":
-        return adaptive_weight(squared_error, **given)
-    if config.weighting == "distance":
-        return distance_weight(squared_distance, **given)
-    if config.weighting == "uniform":
-        refuse_unused(config, False, "weight_c", "weight_p")
-        return torch.ones_like(squared_error)
-    raise ValueError(f"weighting: expected adaptive, distance or uniform, got {config.weighting!r}")

@@ -247,13 +247,7 @@ def test_bad_settings() -> None:
     for net, name in ((ik.NetConfig("documented", width=128), "width"),):
         with pytest.raises(ValueError, match=f"^{name}: .* no effect"):
             ik.ik_model(CHAIN, net)
-    task = small_task(loss=ik.LossConfig("uniform", weight_p=0.5))
-    params, state, batch = drawn(task)
-    with pytest.raises(ValueError, match=r"^weight_p: .* no effect"):
-        task.loss(params, state, batch, params)
-    task = small_task(loss=ik.LossConfig(weighting="none"))  # pyright: ignore[reportArgumentType]
-    params, state, batch = drawn(task)
-    with pytest.raises(ValueError, match=r"^weighting: expected"):
-        task.loss(params, state, batch, params)
+    task = small_task()
+    state = task.init(0)[1]
     with pytest.raises(ValueError, match=r"^batch: expected \{\}"):
         task.draw(0, 0, Rows.all(4), state, {"q": torch.zeros(4, 7)})
