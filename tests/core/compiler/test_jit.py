@@ -282,16 +282,16 @@ def test_writing_to_an_argument_is_refused() -> None:
 
     def in_grad(x: Tensor) -> Tensor:
         def loss(y: Tensor) -> Tensor:
-            x.mul_(2)  # here
-            return (x * y).sum()
+            y.detach().mul_(2)  # here
+            return y.sum()
 
-        return grad(loss)(torch.ones(3))
+        return grad(loss)(x)
 
     def in_vmap(x: Tensor) -> Tensor:
         return vmap(lambda row: row.add_(1))(x)  # here
 
     def in_jvp(x: Tensor) -> Tensor:
-        return jvp(lambda y: (y * x.sin_()).sum(), (torch.ones(3),), (torch.ones(3),))[1]  # here
+        return jvp(lambda y: y.detach().sin_() * y, (x,), (torch.ones(3),))[1]  # here
 
     for fn in (direct, view, by_list, out, around, in_grad, in_vmap, in_jvp):
         x = torch.ones(3)
@@ -573,8 +573,8 @@ def test_inference_mode(compiled: None) -> None:
             y, g = f(a, w)
             assert torch.equal(g, 2 * a)
             torch.testing.assert_close(y, a @ w)
-    y, _ = f(made, w.detach())
-    torch.testing.assert_close(y, (made @ w).detach())
+    with torch.no_grad():
+        torch.testing.assert_close(f(made, w)[0], made @ w)
     assert f.traces == 2
 
 
@@ -591,13 +591,13 @@ def test_report_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     f = mfk.jit(fn)
     report = f.report(x, w)
     assert isinstance(report, Report)
-    assert (report.before.matmuls, report.after.matmuls) == (4, 1)
-    assert (report.before.flops, report.after.flops) == (4 * 2 * 5 * 4 * 4, 2 * 5 * 4 * 4)
+    assert (report.before.matmuls, report.after.matmuls) == (6, 1)
+    assert (report.before.flops, report.after.flops) == (6 * 2 * 5 * 4 * 4, 2 * 5 * 4 * 4)
     assert report.after.nodes == 1 < report.before.nodes
     assert report.folded_zeros > 0
     assert report.trace_seconds > 0 and report.compile_seconds >= 0
     text = str(report)
-    assert "operators" in text and "matrix products 4 -> 1" in text and "\n" not in text
+    assert "operators" in text and "matrix products 6 -> 1" in text and "\n" not in text
     assert torch.equal(f(x, w), x @ w)
     assert f.traces == 1  # report, then call: one compilation
     targets = [n.target for n in f.graph(x, w).graph.nodes if n.op == "call_function"]
