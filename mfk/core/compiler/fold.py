@@ -22,6 +22,7 @@ _aten: Any = torch.ops.aten
 _ANY = "any"  # every output of the node
 
 _ZEROS = {
+    _aten.zero.default,
     _aten.zeros.default,
     _aten.zeros_like.default,
     _aten.new_zeros.default,
