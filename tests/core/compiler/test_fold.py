@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mfk
+from mfk.core.compiler.fold import fold_zeros
+from mfk.core.compiler.mutations import remove_mutations
 from mfk.core.compiler.report import MATMULS
+from mfk.core.compiler.tidy import tidy
 from mfk.losses import flow_matching, meanflow
 
 aten: Any = torch.ops.aten
@@ -179,3 +183,225 @@ def test_meanflow_costs_a_third_more_than_flow_matching(share: float) -> None:
     after = mfk.jit(grad(mixed)).report(params, z, v, r, t).after.flops
     assert (after - anchor) * rows == forward * k
     assert after / anchor == pytest.approx(1 + share / 3, rel=2e-3)
+
+
+# Single graphs
+
+
+def traced(fn: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    return make_fx(lambda *xs: [fn(*xs)], tracing_mode="fake")(*inputs)
+
+
+def targets(graph: fx.GraphModule) -> list[str]:
+    return [str(n.target).removeprefix("aten.") for n in graph.graph.nodes if n.op == "call_function"]
+
+
+def folded(fn: Callable[..., Any], *inputs: Tensor) -> list[str]:
+    """The operators that are left of fn, whose value, dtype and strides must be what they were."""
+    graph = traced(fn, *inputs)
+    assert remove_mutations(graph)
+    tidy(graph)
+    fold_zeros(graph)
+    tidy(graph)
+    graph.graph.lint()
+    graph.recompile()
+    (got,), want = graph(*inputs), fn(*inputs)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert got.dtype == want.dtype and got.stride() == want.stride()
+    return targets(graph)
+
+
+X = numbers(3, 3) + 4
+Z = torch.zeros_like
+
+FOLDED: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
+    "x + 0": (lambda x: x + Z(x), []),
+    "0 + x": (lambda x: Z(x) + x, []),
+    "x - 0": (lambda x: x - Z(x), []),
+    "0 - x": (lambda x: Z(x) - x, ["neg.default"]),
+    "x + k 0": (lambda x: torch.add(x, Z(x), alpha=3), []),
+    "0 x": (lambda x: Z(x) * x, ["full.default"]),
+    "x @ 0": (lambda x: x @ Z(x), ["full.default"]),
+    "0 + x @ x": (lambda x: torch.addmm(Z(x), x, x), ["mm.default"]),
+    "x + x @ 0": (lambda x: torch.addmm(x, x, Z(x)), []),
+    "x + 0 x": (lambda x: torch.addcmul(x, Z(x), x, value=2), []),
+    "x + 0 / x": (lambda x: torch.addcdiv(x, Z(x), x), []),
+    "0 / x": (lambda x: x + Z(x) / x, []),
+    "0 ** 2": (lambda x: x + Z(x) ** 2, []),
+    "chain": (lambda x: x + torch.cat([Z(x).sin().t(), Z(x)[1:]])[:3].neg().sum(0), []),
+    "padding": (lambda x: x + nn.functional.pad(Z(x)[1:], (0, 0, 1, 0)), []),
+    "where": (lambda x: x + torch.where(x > 4, Z(x), Z(x)), []),
+    "masked": (lambda x: x + Z(x).masked_fill(x > 4, 0.0), []),
+    "mean": (lambda x: x + Z(x).mean(0, keepdim=True).expand(3, 3), []),
+    "sum into layout": (lambda x: x.t() + Z(x).t(), ["t.default"]),
+    "constant": (lambda x: x + torch.zeros(3, 3, dtype=x.dtype), []),
+    "full": (lambda x: x + torch.full((3, 3), 0.0, dtype=x.dtype), []),
+    "written zero": (lambda x: x + torch.empty(3, 3, dtype=x.dtype).zero_() * x, []),
+    "bf16": (lambda x: x.bfloat16() + Z(x.bfloat16()), ["_to_copy.default"]),
+    "broadcast": (lambda x: x + torch.zeros(3, dtype=x.dtype), []),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folds(name: str) -> None:
+    fn, left = FOLDED[name]
+    assert folded(fn, X) == left
+
+
+ALONE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "pad with a value": (lambda x: nn.functional.pad(Z(x), (1, 1), value=2.0), "constant_pad_nd.default"),
+    "masked fill with a value": (lambda x: Z(x).masked_fill(x > 4, 3.0), "masked_fill.Scalar"),
+    "where with a value": (lambda x: torch.where(x > 4, Z(x), x), "where.self"),
+    "pow 0": (lambda x: Z(x) ** 0, "pow.Tensor_Scalar"),
+    "pow -1": (lambda x: Z(x) ** -1.0, "pow.Tensor_Scalar"),
+    "pow x": (lambda x: Z(x) ** (x * 0), "pow.Tensor_Tensor"),
+    "cosine": (lambda x: Z(x).cos(), "cos.default"),
+    "exponential": (lambda x: Z(x).exp(), "exp.default"),
+    "softmax": (lambda x: Z(x).softmax(-1), "_softmax.default"),
+    "logarithm": (lambda x: Z(x).log(), "log.default"),
+    "mean of nothing": (lambda x: Z(x)[:0].mean(), "mean.default"),
+    "mean of nothing over an axis": (lambda x: Z(x)[:0].mean(0), "mean.dim"),
+    "rounding division": (lambda x: torch.div(Z(x), x, rounding_mode="floor"), "div.Tensor_mode"),
+    "floor division": (lambda x: Z(x) // x, "floor_divide.default"),
+    "integers": (lambda x: torch.zeros(3, 3, dtype=torch.int64) + (x > 4), "add.Tensor"),
+    "integer zeros and floats": (lambda x: x + torch.zeros(3, 3, dtype=torch.int64), "add.Tensor"),
+    "booleans": (lambda x: torch.zeros(3, 3, dtype=torch.bool) | (x > 4), "bitwise_or.Tensor"),
+    "bf16 + fp32 zeros": (lambda x: x.bfloat16() + torch.zeros(3, 3), "add.Tensor"),
+    "fp32 zeros + bf16": (lambda x: torch.zeros(3, 3) + x.bfloat16(), "add.Tensor"),
+    "other strides": (lambda x: Z(x) + x.t(), "clone.default"),
+    "row + matrix of zeros": (lambda x: x[0] + Z(x), "expand.default"),
+    "transposed zeros": (lambda x: torch.zeros(3, 3, dtype=x.dtype).t() + x, "add.Tensor"),
+    "not quite zero": (lambda x: x + torch.full((3, 3), 1e-300, dtype=x.dtype), "add.Tensor"),
+    "number - 0": (lambda x: torch.rsub(Z(x), 2.0), "rsub.Scalar"),
+    "0 + number": (lambda x: Z(x) + 2.0, "add.Tensor"),
+    "scatter": (lambda x: Z(x).index_add(0, torch.tensor([1]), x[:1]), "index_add.default"),
+    "product with a scaled term": (lambda x: torch.addmm(x, x, Z(x), beta=2), "addmm.default"),
+    "argument": (lambda x: x + x.detach() * 1.0, "add.Tensor"),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_leaves_alone(name: str) -> None:
+    fn, kept = ALONE[name]
+    assert kept in folded(fn, X)
+
+
+def test_zero_times_nan_is_zero_where_the_zero_is_known() -> None:
+    f = mfk.jit(lambda x: torch.zeros(2) * x + torch.zeros(2) / x)
+    assert f(torch.tensor([float("nan"), 0.0])).tolist() == [0, 0]
+    passed = mfk.jit(lambda z, x: z * x)
+    assert passed(torch.zeros(1), torch.tensor([float("inf")])).isnan().all()
+
+
+def test_a_convolution_of_zeros_is_its_offset() -> None:
+    w, b = numbers(4, 2, 3), numbers(4, seed=1)
+
+    def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return nn.functional.conv1d(Z(x), w, b)
+
+    x = numbers(5, 2, 7)
+    assert "convolution.default" not in folded(fn, x, w, b)
+
+
+def test_a_convolution_has_the_gradients_that_are_used() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        return grad(lambda w: nn.functional.conv1d(x, w).square().sum())(w)
+
+    f, args = mfk.jit(fn), (numbers(4, 2, 3), numbers(5, 2, 7, seed=1))
+    (node,) = f.graph(*args).graph.find_nodes(op="call_function", target=aten.convolution_backward.default)
+    assert node.args[10] == [False, True, False]
+    assert f.report(*args).after.matmuls == 2
+    torch.testing.assert_close(f(*args), fn(*args))
+
+
+def test_tidy_merges_equals_and_tells_numbers_apart() -> None:
+    def fn(x: Tensor) -> Tensor:
+        same = x.sin() + x.sin() + x.clone().sin()
+        return same + torch.full((3,), 1) + torch.full((3,), 1.0) + torch.full((3,), True) + x * 0.0 + x * -0.0
+
+    left = folded(fn, X)
+    assert left.count("sin.default") == 1
+    assert left.count("full.default") == 3
+    assert left.count("mul.Tensor") == 2
+
+
+# Mutations
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one after another": lambda x: torch.zeros(3, 3, dtype=x.dtype).add_(x).mul_(2).sub_(x, alpha=3).neg_(),
+    "numbers": lambda x: torch.empty(3, 3, dtype=x.dtype).fill_(2.0).add_(1).mul_(3).div_(2).sub_(1),
+    "another dtype": lambda x: torch.zeros(3, 3).copy_(x).add_(1),
+    "another layout": lambda x: torch.zeros(3, 3, dtype=x.dtype).copy_(x.t()),
+    "promotion": lambda x: torch.zeros(3, 3).add_(x),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_plain_writes_go(name: str) -> None:
+    graph = traced(WRITES[name], X)
+    assert remove_mutations(graph)
+    assert not any(t.split(".")[0].endswith("_") for t in targets(graph))
+    graph.recompile()
+    (got,), want = graph(X), WRITES[name](X)
+    assert torch.equal(got, want) and got.dtype == want.dtype and got.stride() == want.stride()
+
+
+def test_reads_before_and_after_a_write_are_told_apart() -> None:
+    def fn(x: Tensor) -> Tensor:
+        y = x + 1
+        before = y * 10
+        y.mul_(2)
+        between = y * 10
+        y.add_(before)
+        return torch.stack([before, between, y])
+
+    graph = traced(fn, X)
+    assert remove_mutations(graph)
+    graph.recompile()
+    assert torch.equal(graph(X)[0], fn(X))
+
+
+def through_view(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    z[0] = x[1]
+    return z * x
+
+
+def view_before_write(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    row = z[1]
+    z.add_(x)
+    return row * 2
+
+
+def by_list(x: Tensor) -> Tensor:
+    z = [torch.zeros_like(x), torch.zeros_like(x)]
+    torch._foreach_add_(z, [x, 2 * x])
+    return z[0] * z[1]
+
+
+def in_slices(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    z[:, 1:].t()[0].fill_(2.0)
+    z[1:, :2] += x[1:, :2]
+    z.masked_fill_(x < 4, 5.0)
+    return z @ x
+
+
+def out_argument(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    torch.mul(x, x, out=z)
+    return z + x
+
+
+@pytest.mark.parametrize("fn", [through_view, view_before_write, by_list, in_slices, out_argument])
+def test_a_zero_that_is_written_to_is_no_zero(fn: Callable[[Tensor], Tensor]) -> None:
+    graph = traced(fn, X)
+    before = targets(graph)
+    assert not remove_mutations(graph)
+    assert targets(graph) == before
+    torch.testing.assert_close(mfk.jit(fn)(X), fn(X), rtol=0, atol=0)
+    if fn is not out_argument:
+        gradient = grad(lambda x: fn(x).sum())
+        torch.testing.assert_close(mfk.jit(gradient)(X), gradient(X))
