@@ -168,12 +168,14 @@ def test_other_traps() -> None:
         except Exception as error:
             print(f"bf16 with fp32 affine: {type(error).__name__}: {error}")
 
+        # torch widens the tangent of a 0-dimensional tensor to float64, and so does its trace.
+        def line(x):
+            return jvp(lambda y: (y * 2.5 + 1) / 3.0, (x,), (torch.tensor(1.0),))
+        def bend(x):
+            return grad(lambda x: jvp(lambda y: (y * y * 2.5).sin(), (x,), (torch.tensor(1.0),))[1])(x)
         s = torch.tensor(0.5)
-        got = mfk.jit(lambda x: jvp(lambda y: (y * 2.5 + 1) / 3.0, (x,), (torch.tensor(1.0),)))(s)
-        print("scalar:", *(x.dtype for x in got), *(round(x.item(), 4) for x in got))
-        got = mfk.jit(grad(lambda x: jvp(lambda y: (y * y * 2.5).sin(), (x,), (torch.tensor(1.0),))[1]))(s)
-        print("scalar, twice:", got.dtype, got.item() ==
-              grad(lambda x: jvp(lambda y: (y * y * 2.5).sin(), (x,), (torch.tensor(1.0),))[1])(s).item())
+        check("scalar", line, s)
+        check("scalar, twice", bend, s)
         """
     )
     assert [line for line in lines(python(script)) if line] == [
@@ -185,8 +187,8 @@ def test_other_traps() -> None:
         "custom function, forward mode and a write: right",
         "custom function, grad of jvp: right",
         "bf16 with fp32 affine: right torch.bfloat16",
-        "scalar: torch.float32 torch.float32 0.75 0.8333",
-        "scalar, twice: torch.float32 True",
+        "scalar: right",
+        "scalar, twice: right",
     ]
 
 
@@ -272,15 +274,16 @@ def test_amx_and_narrow_defaults_are_not_given_leave_to_round(monkeypatch: pytes
     assert choose() in ("strict", "default")
     monkeypatch.setattr(products, "_keeps_bits", lambda product: False)
     assert choose() == "default"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", None)
+
+
+def test_a_torch_that_cannot_tell_is_taken_to_have_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    monkeypatch.undo()
+    assert products._has_amx()
 
 
 def test_an_environment_that_rounds_never_gives_onednn() -> None:
     script = "from mfk.core.compiler import exact_matmul; print(exact_matmul())"
-    for mode in ("BF16", "bf16"):
-        assert lines(python(script, ONEDNN_DEFAULT_FPMATH_MODE=mode))[0] in ("strict", "default")
+    assert lines(python(script, ONEDNN_DEFAULT_FPMATH_MODE="BF16"))[0] in ("strict", "default")
 
 
 def test_the_strict_graph_has_the_right_numbers() -> None:
