@@ -1,4 +1,4 @@
-"""Tensors that a function reaches without being given them: where they are, so that each call reads them anew."""
+"""Tensors that a function reaches without being given them: where they are, for each call to read anew."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class ClosedOver(NamedTuple):
 def closed_over(fn: Callable[..., Any]) -> dict[int, ClosedOver]:
     """The tensors that `fn` can reach through closures, globals, defaults, partials, modules and containers.
 
-    Keyed by ``id`` of the tensor. What is held by modules (in Python's sense) or by compiled objects is not found.
+    Keyed by ``id`` of the tensor. What is held by modules (in Python's sense) or by compiled objects is not
+    found.
     """
     found: dict[int, ClosedOver] = {}
     seen: set[int] = set()
@@ -74,7 +75,7 @@ def _children(value: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     elif _is_plain(value):
         for key in list(vars(value)):
             yield f".{key}", lambda o, key=key: vars(o)[key]
-        if hasattr(type(value), "__call__") and isinstance(type(value).__call__, types.FunctionType):
+        if isinstance(type(value).__call__, types.FunctionType):
             yield "", lambda o: type(o).__call__
 
 

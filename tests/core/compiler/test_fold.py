@@ -47,7 +47,9 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def randomised(params: dict[str, Tensor], dtype: torch.dtype, members: int | None = None) -> dict[str, Tensor]:
+def randomised(
+    params: dict[str, Tensor], dtype: torch.dtype, members: int | None = None
+) -> dict[str, Tensor]:
     """Parameters none of which is zero, not even an offset."""
     lead = () if members is None else (members,)
     return {
@@ -161,7 +163,7 @@ def test_no_product_with_zeros_is_left_under_autocast() -> None:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_meanflow_costs_a_third_more_than_flow_matching(share: float) -> None:
-    """One forward pass more on the rows that have a derivative; flow matching is three without the entry's."""
+    """One forward pass more on the rows that have a derivative; flow matching is three, nearly."""
     rows = 16
     k = round(share * rows)
     model = mfk.stateless(lambda: nets.ResidualMLP(256, 4))
@@ -176,7 +178,9 @@ def test_meanflow_costs_a_third_more_than_flow_matching(share: float) -> None:
 
     def mixed(params: Any, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
         total = meanflow(field(params), z[:k], v[:k], r[:k], t[:k]).sum()
-        return (total if k == rows else total + flow_matching(field(params), z[k:], v[k:], r[k:]).sum()) / rows
+        return (
+            total if k == rows else total + flow_matching(field(params), z[k:], v[k:], r[k:]).sum()
+        ) / rows
 
     forward = mfk.jit(model.apply).report(params, {}, z, r, r).after.flops
     anchor = mfk.jit(grad(plain)).report(params, z, v, r).after.flops
@@ -317,7 +321,9 @@ def test_a_convolution_has_the_gradients_that_are_used() -> None:
 def test_tidy_merges_equals_and_tells_numbers_apart() -> None:
     def fn(x: Tensor) -> Tensor:
         same = x.sin() + x.sin() + x.clone().sin()
-        return same + torch.full((3,), 1) + torch.full((3,), 1.0) + torch.full((3,), True) + x * 0.0 + x * -0.0
+        return (
+            same + torch.full((3,), 1) + torch.full((3,), 1.0) + torch.full((3,), True) + x * 0.0 + x * -0.0
+        )
 
     left = folded(fn, X)
     assert left.count("sin.default") == 1

@@ -95,7 +95,8 @@ def test_attributes_partials_dicts_lists_modules_and_methods_are_read_at_each_ca
         return x + space.by
 
     x = torch.zeros(2)
-    fns = [mfk.jit(fn) for fn in (shift, shift.twice, with_space, with_default, linear, partial)]
+    plain: list[Any] = [shift, shift.twice, with_space, with_default, linear, partial]
+    fns = [mfk.jit(fn) for fn in plain]
     before = [f(x).clone() for f in fns]
     for f, y in zip(fns, before, strict=True):
         assert torch.equal(f(x), y)
@@ -183,7 +184,7 @@ def test_bf16_leaves() -> None:
 def test_static_leaves_are_told_apart_by_type_and_value() -> None:
     seen: list[Any] = []
 
-    def fn(x: Tensor, k: Any) -> Tensor:
+    def fn(x: Tensor, k: Any) -> Any:
         seen.append(k)
         return k(x) if callable(k) else x * (k if isinstance(k, int | float) else len(k))
 
@@ -342,7 +343,7 @@ def test_reading_values_is_refused() -> None:
         return grad(loss)(x)
 
     for fn in (item, condition, number, nonzero, mask, unique, in_grad):
-        with pytest.raises(TraceError, match="value of a tensor|shape of the result") as error:
+        with pytest.raises(TraceError, match=r"value of a tensor|shape of the result") as error:
             mfk.jit(fn)(torch.ones(3))
         assert line_of(fn, "# here") in str(error.value), fn.__name__
 

@@ -73,7 +73,7 @@ ELEMENTWISE = {
     "choices": lambda x, y: (
         torch.where((x > 0) & ~(y <= 0.3) | (x == y), x * 2, y) + (x < y) + (x >= 1).to(x.dtype)
     ),
-    "signs": lambda x, y: -x + y.abs() + (-(-x)) - (-y),
+    "signs": lambda x, y: -x + y.abs() + (-(-x)) - (-y),  # noqa: B002
 }
 
 

@@ -1,4 +1,4 @@
-"""What torch cannot trace, or crashes at, and the CPU's matrix product; what may take a process with it has its own."""
+"""What torch cannot trace or crashes at, in processes of its own, and the CPU's matrix product."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,14 @@ def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def lines(result: subprocess.CompletedProcess[str]) -> list[str]:
-    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr[-3000:]}"
+    assert result.returncode == 0, (
+        f"exit status {result.returncode}\n{result.stdout}\n{result.stderr[-3000:]}"
+    )
     return result.stdout.split("\n")
 
 
 # Each case is traced under jvp and grad of jvp, run as a graph, and compared with eager.
-TRAPS = '''
+TRAPS = """
 import torch, torch.nn.functional as F, mfk
 from torch.func import grad, jvp, vmap
 import mfk.core.compiler.jitted as jitted
@@ -54,11 +57,14 @@ C = numbers(4, 4, seed=9)
 
 CASES = {
     "add alpha": lambda x, p: torch.add(x.sin(), p, alpha=2) + torch.add(p, x, alpha=3) + p.add(x, alpha=0.5),
-    "sub alpha": lambda x, p: torch.sub(x.sin(), p, alpha=2) - p.sub(x, alpha=3) + torch.subtract(p, x, alpha=2),
+    "sub alpha": lambda x, p: torch.sub(x.sin(), p, alpha=2) - p.sub(x, alpha=3)
+        + torch.subtract(p, x, alpha=2),
     "rsub alpha": lambda x, p: torch.rsub(x, p, alpha=3) + torch.rsub(p, x.sin(), alpha=2),
-    "addmm": lambda x, p: torch.addmm(p, x, p, beta=2, alpha=3) + torch.addmm(x, p, x, beta=0.5) + p.addmm(x, x, beta=0),
+    "addmm": lambda x, p: torch.addmm(p, x, p, beta=2, alpha=3)
+        + torch.addmm(x, p, x, beta=0.5) + p.addmm(x, x, beta=0),
     "addmv": lambda x, p: torch.addmv(p[0], x, p[1], beta=2) + p[0].addmv(p, x[0], alpha=2),
-    "baddbmm": lambda x, p: torch.baddbmm(p.expand(3, 4, 4), x * B, B, beta=2, alpha=0.5) + torch.addbmm(p, x * B, B, beta=3),
+    "baddbmm": lambda x, p: torch.baddbmm(p.expand(3, 4, 4), x * B, B, beta=2, alpha=0.5)
+        + torch.addbmm(p, x * B, B, beta=3),
     "addr": lambda x, p: torch.addr(p, x[0], p[1], beta=2, alpha=3),
     "addcmul": lambda x, p: torch.addcmul(p, x, p, value=2) + x.addcmul(p, x.sin(), value=-1),
     "addcdiv": lambda x, p: torch.addcdiv(p, x, 2 + p * p, value=2) + x.addcdiv(p, 2 + x * x, value=-1),
@@ -75,7 +81,7 @@ CASES = {
 extra = {
     "in place": lambda x, p: x.clone().add_(p, alpha=2).sub_(x.sin(), alpha=3),
 }
-'''
+"""
 
 
 def test_operators_that_the_tracer_cannot_take_as_they_are() -> None:
@@ -220,7 +226,7 @@ def test_without_a_compiler_the_graph_runs_and_one_warning_says_so(tmp_path: Pat
 
 
 def test_the_switch_is_set_for_the_call_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = torch.backends.mkldnn.matmul
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before, seen = settings.fp32_precision, []
 
     def compile_graph(graph: object, fakes: object) -> object:
