@@ -36,6 +36,7 @@ class _Compiled(NamedTuple):
     run: Runner
     around: list[ClosedOver]  # what is read at each call, after the arguments' leaves
     kinds: list[Hashable]  # shape, strides, dtype and device that those had
+    same: list[tuple[Callable[[], Any], Callable[[], Any]]]  # ways to one object, which must not part
     outputs: list[Any]  # for each leaf of the result: None for the next tensor, or a value
     spec: optree.PyTreeSpec  # of the result
     report: Report
@@ -135,16 +136,16 @@ class Jitted(Generic[P, R]):
         _refuse_graph(tensors)
         key = (spec, tuple(map(_kind, leaves)), _surroundings())
         for compiled in self._cache.setdefault(key, []):
-            around = _read(compiled.around)
+            around = _read(compiled)
             if around is not None and [_kind(x) for x in around] == compiled.kinds:
                 _refuse_graph(around)
                 return compiled, around
-        compiled = self._compile(leaves, spec)
-        _refuse_graph([c.tensor for c in compiled.around])
+        compiled, around = self._compile(leaves, spec)
+        _refuse_graph(around)
         self._cache[key].append(compiled)
-        return compiled, [c.tensor for c in compiled.around]
+        return compiled, around
 
-    def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Compiled:
+    def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> tuple[_Compiled, list[Tensor]]:
         self.traces += 1
         if self.traces == _MANY_TRACES:
             warnings.warn(
@@ -164,10 +165,13 @@ class Jitted(Generic[P, R]):
         )
         if self._note is not None:
             self._note(f"compiled: {report}")
-        around = lowered.closed_over
-        return _Compiled(
-            run, around, [_kind(c.tensor) for c in around], lowered.outputs, lowered.spec, report
-        )
+        tensors = [c.tensor for c in lowered.closed_over]
+        # The tensors themselves are not kept: they may be replaced, and are large.
+        around = [c._replace(tensor=torch.empty(0), same=()) for c in lowered.closed_over]
+        same = {id(other): (one, other) for c in lowered.closed_over for one, other in c.same}
+        kinds = [_kind(x) for x in tensors]
+        compiled = _Compiled(run, around, kinds, list(same.values()), lowered.outputs, lowered.spec, report)
+        return compiled, tensors
 
     def _lower(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Lowered:
         """Trace, fold and tidy."""
@@ -220,13 +224,14 @@ def _flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
     return optree.tree_flatten(tree)
 
 
-def _read(around: Sequence[ClosedOver]) -> list[Tensor] | None:
-    """The tensors closed over, as they are now; None where one is no longer there."""
+def _read(compiled: _Compiled) -> list[Tensor] | None:
+    """The tensors closed over, as they are now; None where one is gone, or what was one tensor is two."""
     try:
-        values = [c.read() for c in around]
+        values = [c.read() for c in compiled.around]
+        parted = any(one() is not other() for one, other in compiled.same)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
-    return values if all(isinstance(x, Tensor) for x in values) else None
+    return None if parted or not all(isinstance(x, Tensor) for x in values) else values
 
 
 def _kind(leaf: Any) -> Hashable:

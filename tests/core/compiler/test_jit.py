@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -116,6 +118,50 @@ def test_a_closed_over_tensor_that_went_is_traced_anew() -> None:
     del table["x"]
     assert f(torch.zeros(2)).tolist() == [0, 0]
     assert f.traces == 2
+
+
+def test_names_of_one_tensor_may_part() -> None:
+    a = b = torch.ones(2)
+    first = second = nn.Linear(2, 2).requires_grad_(False)
+
+    def fn(x: Tensor) -> Tensor:
+        return x * a + b
+
+    def difference(x: Tensor) -> Tensor:
+        return first(x) - second(x)
+
+    f, g, x = mfk.jit(fn), mfk.jit(difference), torch.ones(2)
+    assert f(x).tolist() == [2, 2] and g(x).tolist() == [0, 0]
+    b, second = torch.full((2,), 5.0), nn.Linear(2, 2).requires_grad_(False)
+    assert f(x).tolist() == [6, 6] and torch.equal(g(x), difference(x))
+    a = torch.full((2,), 3.0)
+    assert f(x).tolist() == [8, 8]
+    assert (f.traces, g.traces) == (2, 2)
+    a = b
+    assert f(x).tolist() == [10, 10]
+
+
+def test_a_replaced_tensor_is_not_kept() -> None:
+    big = torch.ones(10)
+
+    def fn(x: Tensor) -> Tensor:
+        return x + big
+
+    old, f = weakref.ref(big), mfk.jit(fn)
+    f(torch.ones(10))
+    big = torch.zeros(10)
+    f(torch.ones(10))
+    gc.collect()
+    assert old() is None
+
+
+def test_a_container_that_cannot_be_read_is_passed_over() -> None:
+    class Lazy(dict[str, int]):
+        def __getitem__(self, key: str) -> int:
+            raise RuntimeError("not loaded")
+
+    lazy = Lazy(a=1)
+    assert mfk.jit(lambda x: x + len(lazy))(torch.ones(1)).item() == 2
 
 
 def test_a_number_in_a_closure_is_a_constant() -> None:
