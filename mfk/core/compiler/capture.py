@@ -107,7 +107,7 @@ class _Watch(TorchDispatchMode):
         named: Any = kwargs or {}
         if func not in _LIFTS:
             args, named = tree_map_only(Tensor, self._stand_in, (args, named))
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func, args, named):
             raise TraceError(
                 f"{_where()}: {func} draws random numbers, which would be the same at every call of the "
                 "compiled function. Draw them outside and pass them as arguments."
@@ -163,8 +163,24 @@ def _output(x: Tensor, stand_ins: Mapping[int, Tensor], used: dict[int, None]) -
 
 
 def _plain(x: Tensor) -> bool:
-    """A strided tensor with numbers, not one of another trace or transform."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and x.device.type != "meta"
+    """A strided tensor with numbers as they are, not one of another trace or transform."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.layout == torch.strided
+        and x.device.type != "meta"
+        and not (x.is_neg() or x.is_conj())
+    )
+
+
+def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator draws random numbers; attention does so only for its dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+            return given != 0
+    return True
 
 
 def _storage(x: Tensor) -> int:

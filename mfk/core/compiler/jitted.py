@@ -114,6 +114,8 @@ class Jitted(Generic[P, R]):
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if any(isinstance(x, FakeTensor) or _functorch.is_functorch_wrapped_tensor(x) for x in tensors):
             return self._fn(*args, **kwargs)
+        leaves = _resolved(leaves)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
         compiled, around = self._find(leaves, tensors, spec)
         with torch.no_grad(), matmul_context(self._route(tensors))():
             results = iter(compiled.run([*tensors, *around]))
@@ -123,12 +125,13 @@ class Jitted(Generic[P, R]):
     def report(self, *args: P.args, **kwargs: P.kwargs) -> Report:
         """What compiling for such arguments did: operators, matrix products, FLOPs, folded zeros, seconds."""
         leaves, spec = _flatten((args, kwargs))
+        leaves = _resolved(leaves)
         return self._find(leaves, [x for x in leaves if isinstance(x, Tensor)], spec)[0].report
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> torch.fx.GraphModule:
         """The graph that Inductor is given for such arguments: for reading, and for tests."""
         leaves, spec = _flatten((args, kwargs))
-        return self._lower(leaves, spec).graph
+        return self._lower(_resolved(leaves), spec).graph
 
     def _find(
         self, leaves: list[Any], tensors: list[Tensor], spec: optree.PyTreeSpec
@@ -224,10 +227,18 @@ def _flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
     return optree.tree_flatten(tree)
 
 
+def _resolved(leaves: list[Any]) -> list[Any]:
+    """Without torch's lazy negations and conjugations, of which compiled code knows nothing."""
+    return [
+        x.resolve_neg().resolve_conj() if isinstance(x, Tensor) and (x.is_neg() or x.is_conj()) else x
+        for x in leaves
+    ]
+
+
 def _read(compiled: _Compiled) -> list[Tensor] | None:
     """The tensors closed over, as they are now; None where one is gone, or what was one tensor is two."""
     try:
-        values = [c.read() for c in compiled.around]
+        values = _resolved([c.read() for c in compiled.around])
         parted = any(one() is not other() for one, other in compiled.same)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None

@@ -291,6 +291,26 @@ def test_strides_belong_to_the_kind() -> None:
     assert torch.equal(f(x + 0), x * 2 + 1) and f.traces == 5
 
 
+def test_lazy_negation_and_conjugation_are_carried_out(compiled: None) -> None:
+    z = torch.randn(2, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    negative = z.conj().imag
+    f = mfk.jit(lambda x: x.sin() * 2 + x)
+    assert negative.is_neg()
+    torch.testing.assert_close(f(negative), negative.sin() * 2 + negative)
+    torch.testing.assert_close(f(-z.imag), negative.sin() * 2 + negative)
+    held = torch.ones(2, 3)
+
+    def fn(x: Tensor) -> Tensor:
+        return x + held
+
+    g = mfk.jit(fn)
+    g(held)
+    held = negative
+    torch.testing.assert_close(g(torch.zeros(2, 3)), negative)
+    with pytest.raises(TraceError, match="neither an argument nor found"):
+        mfk.jit(fn)(torch.zeros(2, 3))
+
+
 def test_traces_counts_and_warns_of_many() -> None:
     f = mfk.jit(lambda x, k: x * k)
     assert f.traces == 0
@@ -427,6 +447,13 @@ def test_random_numbers_are_refused() -> None:
         with pytest.raises(TraceError, match="draws random numbers") as error:
             mfk.jit(fn)(torch.ones(3))
         assert line_of(fn, "# here") in str(error.value), fn.__name__
+    q = numbers(1, 2, 3, 4)
+    attention = nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(mfk.jit(lambda q: attention(q, q, q))(q), attention(q, q, q))
+    gradient = grad(lambda q: attention(q, q, q).sin().sum())
+    torch.testing.assert_close(mfk.jit(gradient)(q), gradient(q))
+    with pytest.raises(TraceError, match="draws random numbers"):
+        mfk.jit(lambda q: attention(q, q, q, dropout_p=0.5))(q)
     quiet = mfk.jit(lambda x: nn.functional.dropout(x, 0.5, training=False))
     assert quiet(torch.ones(2)).tolist() == [1, 1]
 
