@@ -29,8 +29,8 @@ _prepared: list[bool] = []
 def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     """Compile a graph without mutations; `fakes` are its inputs without numbers.
 
-    What treats the rows of a batch one by one is a program of its own (see `rowwise`), on the CPU; the rest goes to
-    Inductor.
+    What treats the rows of a batch one by one is a program of its own (see `rowwise`), on the CPU; the rest
+    goes to Inductor.
     """
     programs = [] if any(x.device.type != "cpu" for x in fakes) else row_programs(graph)
     try:
@@ -66,15 +66,15 @@ def prepare() -> None:
 def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
     """Compile with Inductor; on CUDA with CUDA graphs, whose outputs are copied out.
 
-    Where Inductor finds no working C++ compiler the graph runs instead, operator by operator, and a warning says so
-    once a process.
+    Where Inductor finds no working C++ compiler the graph runs instead, operator by operator, and a warning
+    says so once a process.
     """
     from torch._inductor.compile_fx import compile_fx
 
     cuda = any(x.device.type == "cuda" for x in fakes)
     try:
         with _settings(cuda), torch.no_grad():
-            compiled = compile_fx(graph, list(fakes))
+            compiled: Any = compile_fx(graph, list(fakes))
     except Exception as error:
         reason = _missing_compiler(error)
         if reason is None:
@@ -105,8 +105,8 @@ def _say_once(reason: str) -> None:
     if "compiler" not in _said:
         _said.add("compiler")
         warnings.warn(
-            f"mfk.jit: no working C++ compiler ({reason}); the traced graph runs operator by operator, which is "
-            "slower. Install g++, or set CXX.",
+            f"mfk.jit: no working C++ compiler ({reason}); the traced graph runs operator by operator, which "
+            "is slower. Install g++, or set CXX.",
             RuntimeWarning,
             stacklevel=2,
         )

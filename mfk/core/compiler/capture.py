@@ -1,4 +1,4 @@
-"""From a pure function of tensors to one flat graph of ATen operators; transforms of torch.func are gone after it."""
+"""From a pure function of tensors to one flat graph of ATen operators, without transforms of torch.func."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from mfk.core.compiler.closures import ClosedOver
 from mfk.core.compiler.mutations import remove_mutations
@@ -54,6 +55,8 @@ def capture(
         TraceError: see `mfk.jit`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    # Its memory of earlier calls forgets how views of zero tangents are laid out, which torch then asserts.
+    mode.cache_enabled = False
     fakes = [mode.from_tensor(x.detach()) for x in leaves]
     beside = {i: mode.from_tensor(c.tensor.detach()) for i, c in around.items() if _plain(c.tensor)}
     kept: list[Any] = []
@@ -103,19 +106,20 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func not in _LIFTS and any(map(_is_real, (*args, *kwargs.values()))):
-            args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._stand_in, (args, kwargs))
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        named: Any = kwargs or {}
+        if func not in _LIFTS and any(map(_is_real, (*args, *named.values()))):
+            args, named = tree_map_only(Tensor, self._stand_in, (args, named))
+        if _draws(func, args, named):
             raise TraceError(
-                f"{_where()}: {func} draws random numbers, which would be the same at every call of the compiled "
-                "function. Draw them outside and pass them as arguments."
+                f"{_where()}: {func} draws random numbers, which would be the same at every call of the "
+                "compiled function. Draw them outside and pass them as arguments."
             )
         if torch.Tag.data_dependent_output in func.tags or func is _aten._local_scalar_dense.default:
             if getattr(args[0], "constant", None) is None:
                 raise TraceError(
-                    f"{_where()}: the value of a tensor is read ({func}: .item(), float(), bool(), an if or a loop on "
-                    "a tensor), and it is not known while tracing. Use torch.where, or return the tensor."
+                    f"{_where()}: the value of a tensor is read ({func}: .item(), float(), bool(), an if or "
+                    "a loop on a tensor), and it is not known while tracing. Use torch.where, or return "
+                    "the tensor."
                 )
         elif torch.Tag.dynamic_output_shape in func.tags:
             raise TraceError(
@@ -123,8 +127,8 @@ class _Watch(TorchDispatchMode):
                 "tracing. Use torch.where or a mask of fixed shape."
             )
         if func._schema.is_mutable:
-            self._check_writes(func, args, kwargs)
-        return func(*args, **kwargs)
+            self._check_writes(func, args, named)
+        return func(*args, **named)
 
     def _stand_in(self, x: Tensor) -> Tensor:
         if isinstance(x, FakeTensor):
@@ -133,8 +137,8 @@ class _Watch(TorchDispatchMode):
             self.used[id(x)] = None
             return self.stand_ins[id(x)]
         raise TraceError(
-            f"{_where()}: {describe(x)} is neither an argument nor found among what the function closes over, so "
-            "that a later call could not see it change. Pass it as an argument."
+            f"{_where()}: {describe(x)} is neither an argument nor found among what the function closes "
+            "over, so that a later call could not see it change. Pass it as an argument."
         )
 
     def _check_writes(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -145,8 +149,9 @@ class _Watch(TorchDispatchMode):
             for x in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(x, Tensor) and _storage(x) in self.owned:
                     raise TraceError(
-                        f"{_where()}: {func} writes to {self.owned[_storage(x)]} ({describe(x)}). A compiled function "
-                        "does not change what it is given: work on a clone, or out of place, and return the result."
+                        f"{_where()}: {func} writes to {self.owned[_storage(x)]} ({describe(x)}). A compiled "
+                        "function does not change what it is given: work on a clone, or out of place, and "
+                        "return the result."
                     )
 
 
@@ -167,8 +172,24 @@ def _output(x: Tensor, stand_ins: Mapping[int, Tensor], used: dict[int, None]) -
 
 
 def _plain(x: Tensor) -> bool:
-    """A strided tensor with numbers, not one of another trace or transform."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and x.device.type != "meta"
+    """A strided tensor with numbers as they are, not one of another trace or transform."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.layout == torch.strided
+        and x.device.type != "meta"
+        and not (x.is_neg() or x.is_conj())
+    )
+
+
+def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator draws random numbers; attention does so only for its dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+            return given != 0
+    return True
 
 
 def _storage(x: Tensor) -> int:

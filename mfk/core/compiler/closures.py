@@ -1,4 +1,4 @@
-"""Tensors that a function reaches without being given them: where they are, so that each call reads them anew."""
+"""Tensors that a function reaches without being given them: where they are, for each call to read anew."""
 
 from __future__ import annotations
 
@@ -20,27 +20,48 @@ class ClosedOver(NamedTuple):
     name: str  # how a reader would call it, for messages
     read: Callable[[], Any]  # what is there now
     tensor: Tensor  # what was there when it was found
+    # Pairs of ways that led to one object, this tensor or what holds it; they may part later.
+    same: tuple[tuple[Callable[[], Any], Callable[[], Any]], ...] = ()
 
 
 def closed_over(fn: Callable[..., Any]) -> dict[int, ClosedOver]:
     """The tensors that `fn` can reach through closures, globals, defaults, partials, modules and containers.
 
-    Keyed by ``id`` of the tensor. What is held by modules (in Python's sense) or by compiled objects is not found.
+    Keyed by ``id`` of the tensor. What is held by modules (in Python's sense) or by compiled objects is not
+    found.
     """
     found: dict[int, ClosedOver] = {}
-    seen: set[int] = set()
-    stack: list[tuple[str, Callable[[], Any], int]] = [("", lambda: fn, 0)]
-    while stack and len(seen) < _OBJECTS:
-        name, read, depth = stack.pop()
-        value = read()
-        if isinstance(value, Tensor):
-            found.setdefault(id(value), ClosedOver(name, read, value))
+    first: dict[int, Callable[[], Any]] = {}
+    others: dict[int, list[Callable[[], Any]]] = {}  # further ways to what was found before
+    parent: dict[int, int | None] = {}
+    stack: list[tuple[str, Callable[[], Any], int, int | None]] = [("", lambda: fn, 0, None)]
+    while stack and len(first) < _OBJECTS:
+        name, read, depth, holder = stack.pop()
+        try:
+            value = read()
+        except Exception:  # a container of the caller's may raise anything
             continue
-        if id(value) in seen or depth > _DEPTH:
+        key = id(value)
+        if key in first:
+            others.setdefault(key, []).append(read)
             continue
-        seen.add(id(value))
+        is_tensor = isinstance(value, Tensor)
+        if depth > _DEPTH and not is_tensor:
+            continue
+        first[key], parent[key] = read, holder
+        if is_tensor:
+            found[key] = ClosedOver(name, read, value)
+            continue
         for label, inner in _children(value):
-            stack.append((f"{name}{label}" if name else label.lstrip("."), _reader(read, inner), depth + 1))
+            path = f"{name}{label}" if name else label.lstrip(".")
+            stack.append((path, _reader(read, inner), depth + 1, key))
+    for start, tensor in found.items():
+        pairs: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+        key = start
+        while key is not None:
+            pairs += [(first[key], other) for other in others.get(key, ())]
+            key = parent[key]
+        found[start] = tensor._replace(same=tuple(pairs))
     return found
 
 
@@ -74,7 +95,7 @@ def _children(value: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     elif _is_plain(value):
         for key in list(vars(value)):
             yield f".{key}", lambda o, key=key: vars(o)[key]
-        if hasattr(type(value), "__call__") and isinstance(type(value).__call__, types.FunctionType):
+        if isinstance(type(value).__call__, types.FunctionType):
             yield "", lambda o: type(o).__call__
 
 

@@ -1,8 +1,9 @@
 """Symbolic zeros: what is known to be zero is not computed.
 
-torch's forward mode gives every linear layer a weight tangent of zeros and multiplies the input by it. `fold_zeros`
-follows such zeros through a graph without mutations, replaces what they make zero, drops them from sums, and
-narrows convolutions' backward passes. A node is replaced only by one of its own shape, dtype, device and strides.
+torch's forward mode gives every linear layer a weight tangent of zeros and multiplies the input by it.
+`fold_zeros` follows such zeros through a graph without mutations, replaces what they make zero, drops them
+from sums, and narrows convolutions' backward passes. A node is replaced only by one of its own shape, dtype,
+device and strides.
 
 As in JAX, 0 times NaN or infinity is 0 here, and 0 / 0 is 0, where the zero is known from the graph.
 """
@@ -22,6 +23,7 @@ _aten: Any = torch.ops.aten
 _ANY = "any"  # every output of the node
 
 _ZEROS = {
+    _aten.zero.default,
     _aten.zeros.default,
     _aten.zeros_like.default,
     _aten.new_zeros.default,
@@ -41,17 +43,18 @@ _FOLLOWS_FIRST = {
     getattr(getattr(_aten, name), overload)
     for name, overload in (
         *((name, "default") for name in (
-            "alias", "detach", "clone", "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "t", "permute",
-            "unsqueeze", "squeeze", "_to_copy", "lift_fresh", "lift_fresh_copy", "contiguous", "neg", "abs", "sign",
-            "sum", "sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh", "erf", "expm1", "log1p", "sqrt",
-            "relu", "silu", "gelu", "sgn", "flip", "roll", "repeat", "tril", "triu", "diagonal", "unfold",
-            "gather", "index_select", "slice_backward", "select_backward", "unfold_backward", "diagonal_backward",
-            "silu_backward", "gelu_backward", "sigmoid_backward", "tanh_backward", "threshold_backward",
-            "elu_backward", "leaky_relu", "elu", "_softmax_backward_data", "_log_softmax_backward_data", "cumsum",
-            "native_layer_norm_backward", "native_group_norm_backward", "embedding_dense_backward", "pixel_shuffle",
-            "view_as_real", "view_as_complex", "native_dropout_backward", "avg_pool2d", "avg_pool2d_backward",
-            "upsample_nearest1d", "upsample_nearest1d_backward", "upsample_nearest2d", "upsample_nearest2d_backward",
-            "upsample_linear1d", "upsample_linear1d_backward",
+            "alias", "detach", "clone", "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "t",
+            "permute", "unsqueeze", "squeeze", "_to_copy", "lift_fresh", "lift_fresh_copy", "contiguous",
+            "neg", "abs", "sign", "sum", "sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh",
+            "erf", "expm1", "log1p", "sqrt", "relu", "silu", "gelu", "sgn", "flip", "roll", "repeat", "tril",
+            "triu", "diagonal", "unfold", "gather", "index_select", "slice_backward", "select_backward",
+            "unfold_backward", "diagonal_backward", "silu_backward", "gelu_backward", "sigmoid_backward",
+            "tanh_backward", "threshold_backward", "elu_backward", "leaky_relu", "elu",
+            "_softmax_backward_data", "_log_softmax_backward_data", "cumsum", "native_layer_norm_backward",
+            "native_group_norm_backward", "embedding_dense_backward", "pixel_shuffle", "view_as_real",
+            "view_as_complex", "native_dropout_backward", "avg_pool2d", "avg_pool2d_backward",
+            "upsample_nearest1d", "upsample_nearest1d_backward", "upsample_nearest2d",
+            "upsample_nearest2d_backward", "upsample_linear1d", "upsample_linear1d_backward",
         )),
         ("transpose", "int"), ("squeeze", "dim"), ("squeeze", "dims"), ("slice", "Tensor"), ("select", "int"),
         ("split", "Tensor"), ("split_with_sizes", "default"), ("unbind", "int"), ("sum", "dim_IntList"),
@@ -73,8 +76,8 @@ _ALL_OF: dict[Any, Callable[[fx.Node], list[Any]]] = {
     _aten.add.Tensor: lambda n: [n.args[0], n.args[1]],
     _aten.sub.Tensor: lambda n: [n.args[0], n.args[1]],
     _aten.where.self: lambda n: [n.args[1], n.args[2]],
-    _aten.cat.default: lambda n: list(n.args[0]),
-    _aten.stack.default: lambda n: list(n.args[0]),
+    _aten.cat.default: lambda n: _nodes(n.args[0]),
+    _aten.stack.default: lambda n: _nodes(n.args[0]),
     _aten.copy.default: lambda n: [n.args[1]],
     _aten.maximum.default: lambda n: [n.args[0], n.args[1]],
     _aten.minimum.default: lambda n: [n.args[0], n.args[1]],
@@ -269,6 +272,10 @@ def _narrow_convolutions(graph: fx.GraphModule) -> None:
         used = {user.args[1] for user in node.users if user.target is operator.getitem}
         mask = [wanted and i in used for i, wanted in enumerate(node.args[10])]
         node.args = (*node.args[:10], mask, *node.args[11:])
+
+
+def _nodes(argument: Any) -> list[Any]:
+    return list(argument)
 
 
 def _is_floating(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 
 def insert_call(
@@ -15,7 +16,7 @@ def insert_call(
 ) -> fx.Node:
     """A new call at the graph's insertion point, with its fake value."""
     node = graph.graph.call_function(target, tuple(args), dict(kwargs or {}))
-    given, named = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    given, named = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     with _fake_mode(graph), torch.no_grad():
         node.meta["val"] = target(*given, **named)
     return node

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import optree
 import torch
@@ -29,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MANY_TRACES = 16
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 
 class _Compiled(NamedTuple):
@@ -37,6 +38,7 @@ class _Compiled(NamedTuple):
     run: Runner
     around: list[ClosedOver]  # what is read at each call, after the arguments' leaves
     kinds: list[Hashable]  # shape, strides, dtype and device that those had
+    same: list[tuple[Callable[[], Any], Callable[[], Any]]]  # ways to one object, which must not part
     outputs: list[Any]  # for each leaf of the result: None for the next tensor, or a value
     spec: optree.PyTreeSpec  # of the result
     report: Report
@@ -47,27 +49,30 @@ def jit(
 ) -> Jitted[P, R]:
     """Compile a pure function of trees of tensors, with its derivatives: what jax.jit is to JAX.
 
-    At the first call with arguments of some kind the whole function is traced into one graph of ATen operators
-    (grad, jvp and vmap inside it are gone then), zeros that the graph shows are folded, common subexpressions merged, and
-    Inductor compiles it. Later calls of that kind run the compiled code::
+    At the first call with arguments of some kind the whole function is traced into one graph of ATen
+    operators (grad, jvp and vmap inside it are gone then), zeros that the graph shows are folded, common
+    subexpressions merged, and Inductor compiles it. Later calls of that kind run the compiled code::
 
         gradient = mfk.jit(torch.func.grad(loss))
 
-    A kind is: the trees' structure; each tensor's shape, strides, dtype and device; and each other leaf's type
-    and value (numbers, strings, functions: they are static, and must be hashable; pass a tensor for what changes).
-    None belongs to the structure. Autocast, the default dtype and the number of threads are part of it too.
+    A kind is: the trees' structure; each tensor's shape, strides, dtype and device; and each other leaf's
+    type and value (numbers, strings, functions: they are static, and must be hashable; pass a tensor for what
+    changes). None belongs to the structure. Autocast, the default dtype and the number of threads are part of
+    it too.
 
     The function must be pure:
 
     * Python's side effects (print, appending to a list) happen once, while it is traced, and never again.
-    * A tensor that it closes over (closure, global, attribute, partial) becomes an input, which each call reads
-      anew: rebound or changed in place, the next call sees it. Numbers that it closes over are constants.
+    * A tensor that it closes over (closure, global, attribute, partial) becomes an input, which each call
+      reads anew: rebound or changed in place, the next call sees it. Numbers that it closes over are
+      constants.
     * Results share no memory with arguments or with each other.
 
-    The result carries no autograd graph: differentiate inside, ``jit(grad(f))``. Called inside another trace or
-    transform (jit, grad, vmap, jvp, torch.compile) it is the plain function.
+    The result carries no autograd graph: differentiate inside, ``jit(grad(f))``. Called inside another trace
+    or transform (jit, grad, vmap, jvp, torch.compile) it is the plain function.
 
-    0 * NaN and 0 / 0 are 0 where the zero is known from the graph, as a tangent that was never set is; as in JAX.
+    0 * NaN and 0 / 0 are 0 where the zero is known from the graph, as a tangent that was never set is; as in
+    JAX.
 
     Args:
         fn: a pure function; arguments and result are trees.
@@ -81,9 +86,10 @@ def jit(
     Raises:
         TypeError: `fn` is not callable, or a leaf is neither a tensor nor hashable.
         ValueError: `matmul` is neither of the two.
-        TraceError: (a ValueError) at a call: random numbers, a read of a tensor's value, a result whose shape depends
-            on values, a write to an argument, or a tensor that is neither an argument nor found around the
-            function; with file and line. Or an argument that requires grad while gradients are recorded.
+        TraceError: (a ValueError) at a call: random numbers, a read of a tensor's value, a result whose shape
+            depends on values, a write to an argument, or a tensor that is neither an argument nor found
+            around the function; with file and line. Or an argument that requires grad while gradients are
+            recorded.
     """
     return Jitted(fn, matmul, note)
 
@@ -106,27 +112,28 @@ class Jitted(Generic[P, R]):
         """Run the compiled function."""
         if _inside_another():
             return self._fn(*args, **kwargs)
-        leaves, spec = optree.tree_flatten((args, kwargs))
+        leaves, spec = _flatten((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        if any(
-            isinstance(x, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors
-        ):
+        if any(isinstance(x, FakeTensor) or _functorch.is_functorch_wrapped_tensor(x) for x in tensors):
             return self._fn(*args, **kwargs)
+        leaves = _resolved(leaves)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
         compiled, around = self._find(leaves, tensors, spec)
         with torch.no_grad(), matmul_context(self._route(tensors))():
             results = iter(compiled.run([*tensors, *around]))
         outputs = [next(results) if x is None else x for x in compiled.outputs]
-        return optree.tree_unflatten(compiled.spec, outputs)
+        return cast(R, optree.tree_unflatten(compiled.spec, outputs))
 
     def report(self, *args: P.args, **kwargs: P.kwargs) -> Report:
         """What compiling for such arguments did: operators, matrix products, FLOPs, folded zeros, seconds."""
-        leaves, spec = optree.tree_flatten((args, kwargs))
+        leaves, spec = _flatten((args, kwargs))
+        leaves = _resolved(leaves)
         return self._find(leaves, [x for x in leaves if isinstance(x, Tensor)], spec)[0].report
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> torch.fx.GraphModule:
         """The graph that Inductor is given for such arguments: for reading, and for tests."""
-        leaves, spec = optree.tree_flatten((args, kwargs))
-        return self._lower(leaves, spec).graph
+        leaves, spec = _flatten((args, kwargs))
+        return self._lower(_resolved(leaves), spec).graph
 
     def _find(
         self, leaves: list[Any], tensors: list[Tensor], spec: optree.PyTreeSpec
@@ -134,21 +141,21 @@ class Jitted(Generic[P, R]):
         _refuse_graph(tensors)
         key = (spec, tuple(map(_kind, leaves)), _surroundings())
         for compiled in self._cache.setdefault(key, []):
-            around = _read(compiled.around)
+            around = _read(compiled)
             if around is not None and [_kind(x) for x in around] == compiled.kinds:
                 _refuse_graph(around)
                 return compiled, around
-        compiled = self._compile(leaves, spec)
-        _refuse_graph([c.tensor for c in compiled.around])
+        compiled, around = self._compile(leaves, spec)
+        _refuse_graph(around)
         self._cache[key].append(compiled)
-        return compiled, [c.tensor for c in compiled.around]
+        return compiled, around
 
-    def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Compiled:
+    def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> tuple[_Compiled, list[Tensor]]:
         self.traces += 1
         if self.traces == _MANY_TRACES:
             warnings.warn(
-                f"mfk.jit: {getattr(self, '__name__', self._fn)} was traced {self.traces} times; each new shape or "
-                "static value is another one. Pass changing numbers as tensors.",
+                f"mfk.jit: {getattr(self, '__name__', self._fn)} was traced {self.traces} times; each new "
+                "shape or static value is another one. Pass changing numbers as tensors.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -165,10 +172,13 @@ class Jitted(Generic[P, R]):
         )
         if self._note is not None:
             self._note(f"compiled: {report}")
-        around = lowered.closed_over
-        return _Compiled(
-            run, around, [_kind(c.tensor) for c in around], lowered.outputs, lowered.spec, report
-        )
+        tensors = [c.tensor for c in lowered.closed_over]
+        # The tensors themselves are not kept: they may be replaced, and are large.
+        around = [c._replace(tensor=torch.empty(0), same=()) for c in lowered.closed_over]
+        same = {id(other): (one, other) for c in lowered.closed_over for one, other in c.same}
+        kinds = [_kind(x) for x in tensors]
+        compiled = _Compiled(run, around, kinds, list(same.values()), lowered.outputs, lowered.spec, report)
+        return compiled, tensors
 
     def _lower(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Lowered:
         """Trace, fold and tidy."""
@@ -179,8 +189,8 @@ class Jitted(Generic[P, R]):
             full = list(leaves)
             for i, x in zip(where, tensors, strict=True):
                 full[i] = x
-            args, kwargs = optree.tree_unflatten(spec, full)
-            outputs, result = optree.tree_flatten(self._fn(*args, **kwargs))
+            args, kwargs = cast(Any, optree.tree_unflatten(spec, full))
+            outputs, result = _flatten(cast(Any, self._fn)(*args, **kwargs))
             results.append(result)
             return outputs
 
@@ -229,13 +239,26 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _read(around: Sequence[ClosedOver]) -> list[Tensor] | None:
-    """The tensors closed over, as they are now; None where one is no longer there."""
+def _flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    return optree.tree_flatten(tree)
+
+
+def _resolved(leaves: list[Any]) -> list[Any]:
+    """Without torch's lazy negations and conjugations, of which compiled code knows nothing."""
+    return [
+        x.resolve_neg().resolve_conj() if isinstance(x, Tensor) and (x.is_neg() or x.is_conj()) else x
+        for x in leaves
+    ]
+
+
+def _read(compiled: _Compiled) -> list[Tensor] | None:
+    """The tensors closed over, as they are now; None where one is gone, or what was one tensor is two."""
     try:
-        values = [c.read() for c in around]
+        values = _resolved([c.read() for c in compiled.around])
+        parted = any(one() is not other() for one, other in compiled.same)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
-    return values if all(isinstance(x, Tensor) for x in values) else None
+    return None if parted or not all(isinstance(x, Tensor) for x in values) else values
 
 
 def _kind(leaf: Any) -> Hashable:
@@ -268,8 +291,9 @@ def _refuse_graph(tensors: Sequence[Tensor]) -> None:
         for x in tensors:
             if x.requires_grad:
                 raise TraceError(
-                    f"argument: {describe(x)} requires grad, and a compiled function records no autograd graph, so that "
-                    "backward() would find nothing. Differentiate inside, jit(grad(f)), or pass x.detach()."
+                    f"argument: {describe(x)} requires grad, and a compiled function records no autograd "
+                    "graph, so that backward() would find nothing. Differentiate inside, jit(grad(f)), or "
+                    "pass x.detach()."
                 )
 
 
@@ -277,6 +301,6 @@ def _inside_another() -> bool:
     """Whether a trace or a transform is on, which has to see the plain function."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _functorch.peek_interpreter_stack() is not None
         or get_proxy_mode() is not None
     )

@@ -3,8 +3,9 @@
 torch's default (MKL) does not use all of an AMD processor; oneDNN does. `exact_matmul` picks, once a process:
 
 * "onednn": torch sends fp32 products to oneDNN while ``torch.backends.mkldnn.matmul.fp32_precision`` is
-  "bf16". That *allows* bf16, which a CPU with AMX would use; one without computes in fp32. Taken only where there is no
-  AMX, oneDNN's own default does not allow less, and products with the identity give every bit back.
+  "bf16". That *allows* bf16, which a CPU with AMX would use; one without computes in fp32. Taken only where
+  there is no AMX, oneDNN's own default does not allow less, and products with the identity give every bit
+  back.
 * "strict": oneDNN's linear layer through an operator of our own, which allows nothing; no batched products.
 * "default": torch's own.
 """
@@ -48,7 +49,7 @@ def matmul_context(route: Route) -> Callable[[], AbstractContextManager[Any]]:
 
 @contextmanager
 def _onednn() -> Iterator[None]:
-    settings: Any = torch.backends.mkldnn.matmul
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

@@ -12,6 +12,7 @@ from mfk.core.compiler.graphs import alike, insert_call, may_share_memory
 
 _aten: Any = torch.ops.aten
 _OUT_OF_PLACE: dict[Any, Any] = {
+    _aten.zero_.default: _aten.zero.default,
     _aten.fill_.Scalar: _aten.fill.Scalar,
     _aten.copy_.default: _aten.copy.default,
     _aten.add_.Tensor: _aten.add.Tensor,

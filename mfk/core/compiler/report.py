@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
 
 _aten: Any = torch.ops.aten
@@ -19,7 +20,7 @@ class Counts(NamedTuple):
     """Of one graph."""
 
     nodes: int  # calls of operators
-    matmuls: int  # matrix products and convolutions; a convolution's backward pass is one for each factor's gradient
+    matmuls: int  # matrix products and convolutions; a convolution's backward pass is one for each gradient
     flops: int  # of these, a multiplication and an addition being two
 
 
@@ -58,7 +59,7 @@ def count(graph: fx.GraphModule) -> Counts:
 
 
 def _flops(node: fx.Node) -> int:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = cast(Any, map_arg((node.args, node.kwargs), lambda n: n.meta["val"]))
     formula = flop_registry.get(node.target.overloadpacket)  # type: ignore[union-attr]
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=node.meta["val"]))

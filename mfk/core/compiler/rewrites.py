@@ -71,7 +71,7 @@ def _group_norm(
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """x weight + bias in x's dtype: under autocast x is narrower than they are, and stays so."""
+    """The sum x weight + bias in x's dtype: under autocast x is narrower than they are, and stays so."""
     if weight is not None:
         x = x * weight.to(x.dtype)
     return x if bias is None else x + bias.to(x.dtype)
@@ -90,7 +90,7 @@ def _rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 
 
 def _fused(product: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """beta input + alpha product(first, second)."""
+    """The sum beta input + alpha product(first, second)."""
 
     def call(input: Any, first: Any, second: Any, *, beta: Any = 1, alpha: Any = 1, out: None = None) -> Any:
         if (beta == 1 and alpha == 1) or out is not None:
@@ -105,7 +105,7 @@ def _fused(product: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 
 def _scaled(combine: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """input + value combine(first, second)."""
+    """The sum input + value combine(first, second)."""
 
     def call(input: Any, first: Any, second: Any, *, value: Any = 1, out: None = None) -> Any:
         return NotImplemented if value == 1 or out is not None else input + combine(first, second) * value

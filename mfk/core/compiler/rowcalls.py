@@ -22,7 +22,7 @@ class _Entry(NamedTuple):
 
 _COMPILING = ThreadPoolExecutor(2, "mfk-compile")
 _PROGRAMS: dict[str, _Entry] = {}
-"""What `mfk::rows` runs, by the name that stands in the graph: Inductor keeps graphs on disk, and takes text."""
+"""What `mfk::rows` runs, by the name that stands in the graph: Inductor keeps graphs on disk, as text."""
 
 
 def call_rows(graph: fx.GraphModule, programs: Sequence[RowProgram]) -> None:

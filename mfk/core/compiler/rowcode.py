@@ -1,4 +1,4 @@
-"""Row programs as C++: sixteen rows (eight in float64) at a time in vector registers, compiled once and kept on disk."""
+"""Row programs as C++: sixteen rows (eight in float64) at a time in vector registers; kept on disk."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ static inline V vsqrt(V a) {{ LANES(std::sqrt(a[k])) }}
 """
 _LANEWISE = {
     "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "sinh": "sinh",
-    "cosh": "cosh", "tanh": "tanh", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "floor": "floor",
-    "ceil": "ceil", "round": "rint", "erf": "erf",
+    "cosh": "cosh", "tanh": "tanh", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p",
+    "floor": "floor", "ceil": "ceil", "round": "rint", "erf": "erf",
 }  # fmt: skip
 _LANEWISE_PAIRS = {"atan2": "atan2", "pow": "pow"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -200,7 +200,8 @@ def _functions(row_program: RowProgram, statements: list[tuple[int | None, str]]
     block = "\n    ".join(calls)
     size = max(len(shared), 1)
     return "\n".join(text) + (
-        f"\nstatic void block(const S* const* in, S* const* out, long i) {{\n    V m[{size}];\n    {block}\n}}\n"
+        "\nstatic void block(const S* const* in, S* const* out, long i) {\n"
+        f"    V m[{size}];\n    {block}\n}}\n"
     )
 
 

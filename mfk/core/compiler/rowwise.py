@@ -1,8 +1,9 @@
 """Which part of a graph treats the rows of a batch one by one, and what it computes for a row.
 
-Kinematics under forward mode is thousands of operations on columns of a batch: operator by operator they are all
-overhead, and Inductor takes a minute over them. Here each tensor is taken apart into the numbers of one row, views,
-stacks and sums over the other axes become bookkeeping, and what remains is one straight-line program.
+Kinematics under forward mode is thousands of operations on columns of a batch: operator by operator they are
+all overhead, and Inductor takes a minute over them. Here each tensor is taken apart into the numbers of one
+row, views, stacks and sums over the other axes become bookkeeping, and what remains is one straight-line
+program.
 
 Whether an axis is "the batch" need not be known: a long axis that no operation mixes can be treated as one.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ class _Reader:
         try:
             if node.target is operator.getitem:
                 if node.args[0] in self.lists and self.level[node.args[0]] == self.current:
-                    self._keep(node, self._checked(self.lists[node.args[0]][node.args[1]], value))
+                    self._keep(node, self._checked(self.lists[node.args[0]][cast(int, node.args[1])], value))
                 return
             rule = _RULES.get(node.target)
             if rule is None:
@@ -728,8 +729,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.cumsum.default: _cumsum, _aten.linalg_cross.default: _cross, _aten.bmm.default: _bmm,
     _aten.select_backward.default: _select_backward, _aten.slice_backward.default: _slice_backward,
     **{getattr(_aten, name).default: _unary(name) for name in (
-        "neg", "abs", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log",
-        "log1p", "sqrt", "floor", "ceil", "round", "erf",
+        "neg", "abs", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1",
+        "log", "log1p", "sqrt", "floor", "ceil", "round", "erf",
     )},
     **{getattr(getattr(_aten, name), overload): _binary(name) for name in COMPARISONS
        for overload in ("Scalar", "Tensor")},

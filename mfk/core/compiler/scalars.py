@@ -46,7 +46,8 @@ class Program:
 
     def constant(self, value: float) -> int:
         """A number, rounded to the program's dtype."""
-        rounded = self.dtype(value)
+        with np.errstate(over="ignore"):
+            rounded = self.dtype(value)
         # repr tells 0.0 from -0.0, and NaN equals itself.
         return self._number(Step("constant", (), repr(float(rounded))))
 
