@@ -26,9 +26,9 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ scale + mask) v, the softmax over the S keys; forward mode, reverse mode and vmap work.
 
-    `mask` and `causal` may be given together: a query attends where both let it. (SDPA's documentation forbids
-    the pair.) A query that may attend nowhere gets zeros, and so do its gradients, as SDPA's; whatever its
-    scores are. With fewer or more keys than queries `causal` aligns the first ones, as in SDPA.
+    `mask` and `causal` may be given together: a query attends where both let it. (SDPA's documentation
+    forbids the pair.) A query that may attend nowhere gets zeros, and zero gradients and tangents, as in
+    SDPA. With fewer or more keys than queries `causal` aligns the first ones, as in SDPA.
 
     In bf16 and fp16 the two products are taken in that dtype, mask and softmax in fp32 between them. `scale`
     multiplies q before the product, so that fp16 scores do not overflow first.
@@ -72,7 +72,7 @@ def attention(
         scores = scores + mask.to(scores.dtype)
     if later is not None:
         blocked = blocked | later
-    # A row of nothing but -inf would be 0 / 0, in its derivatives too: it takes zeros, and its result is dropped.
+    # A row of nothing but -inf would be 0 / 0, and so its derivatives: it takes zeros, its result is dropped.
     nowhere = blocked.all(-1, keepdim=True)
     floor = torch.where(nowhere, 0.0, -math.inf).to(scores.dtype)
     out = torch.where(blocked, floor, scores).softmax(-1).to(v.dtype) @ v
@@ -80,7 +80,7 @@ def attention(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: Linear(attention of each head), with one Linear for queries, keys and values.
+    """Multi-head self-attention: Linear(attention of each head), one Linear for queries, keys and values.
 
     The same function as nn.MultiheadAttention(width, heads, batch_first=True) without dropout: `qkv` is its
     in_proj, `leave` its out_proj. Weights start as nn.Linear's do.
@@ -110,9 +110,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[..., L, width] -> [..., L, width].
 
-        `mask` is that of `attention`, for all heads and sequences, [L, L], or with x's leading axes and one for the
-        heads, [..., heads, L, L]; each size may be 1. Between these two it would not be clear which axis the
-        heads are: a mask of other axes raises ValueError.
+        `mask` is that of `attention`: [L, L] for all heads and sequences, or [..., heads, L, L] with all of
+        x's leading axes; each size may be 1. With axes in between it would not be clear which one the heads
+        are, and a mask of them raises ValueError.
         """
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-1] != self.width:
             raise ValueError(f"x: expected the shape [..., L, {self.width}], got {describe(x)}")
@@ -154,7 +154,8 @@ def _check_mask(mask: Tensor, q: Tensor, shape: tuple[int, ...]) -> None:
         raise TypeError(f"mask: expected a boolean or floating-point tensor, got {describe(mask)}")
     if mask.dtype not in (torch.bool, q.dtype, _softmax_dtype(q.dtype)) and not _meet(mask, q):
         raise TypeError(
-            f"mask: expected torch.bool or a dtype that q's scores have, {_softmax_dtype(q.dtype)}, got {mask.dtype}"
+            f"mask: expected torch.bool, q's dtype {q.dtype} or the softmax's {_softmax_dtype(q.dtype)}, "
+            f"got {mask.dtype}"
         )
     given = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
     if not 1 <= mask.ndim <= len(shape) or any(a not in (1, b) for a, b in zip(given, shape, strict=True)):
