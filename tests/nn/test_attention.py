@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 import mfk
+from mfk.core import tree
 from mfk.losses import meanflow
 from mfk.nn import SelfAttention, attention
 from mfk.optim import decays_by_name
@@ -95,12 +95,15 @@ def expected(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_value_and_gradient_are_those_of_sdpa(case: str, dtype: torch.dtype) -> None:
     xs, options = build(case, dtype)
-    tolerance = {"rtol": 1e-11, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 2e-6}
+    tolerance: dict[str, Any] = (
+        {"rtol": 1e-11, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 2e-6}
+    )
     out = attention(*xs, **options)
     assert out.dtype == dtype
     torch.testing.assert_close(out, expected(*xs, **options), **tolerance)
     along = numbers(*out.shape, seed=9, dtype=dtype)
     results = []
+    fn: Callable[..., Tensor]
     for fn in (attention, expected):
         leaves = [x.clone().requires_grad_() for x in xs]
         results.append(torch.autograd.grad((fn(*leaves, **options) * along).sum(), leaves))
@@ -124,15 +127,15 @@ def test_forward_mode_and_gradients_through_it(case: str) -> None:
     back = [numbers(*x.shape, seed=20 + i) for i, x in enumerate(xs)]
     h = 1e-5
 
-    def moved(points: list[Tensor], directions: list[Tensor], step: float) -> list[Tensor]:
+    def moved(points: Sequence[Tensor], directions: Sequence[Tensor], step: float) -> Any:
         return [x + step * d for x, d in zip(points, directions, strict=True)]
 
-    def numeric(points: list[Tensor]) -> Tensor:
+    def numeric(points: Sequence[Tensor]) -> Tensor:
         ahead, behind = (expected(*moved(points, along, s), **options) for s in (h, -h))
         return (ahead - behind) / (2 * h)
 
     def rate(*points: Tensor) -> Tensor:
-        return jvp(lambda *ps: attention(*ps, **options), points, tuple(along))[1]
+        return jvp(lambda q, k, v: attention(q, k, v, **options), points, tuple(along))[1]
 
     torch.testing.assert_close(rate(*xs), numeric(xs), rtol=1e-7, atol=1e-8)
     gradient = grad(lambda ps: rate(*ps).square().sum())(tuple(xs))
@@ -149,7 +152,7 @@ def test_vmap_agrees(case: str) -> None:
         options = {**options, "mask": mask.expand(2, 3, *mask.shape[-2:])}
     rest = {name: x for name, x in options.items() if name != "mask"}
     out = attention(*xs, **options)
-    one = vmap(vmap(lambda *a: attention(*a[:3], a[3] if len(a) > 3 else None, **rest)))
+    one = vmap(vmap(lambda q, k, v, mask=None: attention(q, k, v, mask, **rest)))
     args = xs if mask is None else [*xs, options["mask"]]
     torch.testing.assert_close(one(*args), out, rtol=1e-12, atol=1e-14)
 
@@ -180,7 +183,7 @@ def test_a_query_that_may_attend_nowhere_gets_zeros(kind: str) -> None:
     along = tuple(numbers(*x.shape, seed=10 + i) for i, x in enumerate(xs))
 
     def rate(*points: Tensor) -> Tensor:
-        return jvp(lambda *ps: attention(*ps, mask), points, along)[1]
+        return jvp(lambda q, k, v: attention(q, k, v, mask), points, along)[1]
 
     def kept(*points: Tensor) -> Tensor:
         """The same without that query."""
@@ -231,12 +234,13 @@ def test_half_precision_has_an_fp32_softmax(dtype: torch.dtype, kind: str) -> No
     out = attention(*xs, mask)
     assert out.dtype == dtype
     wide = None if mask is None else mask if mask.dtype == torch.bool else mask.double()
-    exact = reference(*(x.double() for x in xs), wide)
+    q, k, v = (x.double() for x in xs)
+    exact = reference(q, k, v, wide)
     eps = torch.finfo(dtype).eps
     assert (out.double() - exact).abs().max() < 2 * eps
     # Between the two products nothing is rounded to `dtype`: the operators say so.
     seen: list[tuple[torch.dtype, torch.dtype]] = []
-    graph = mfk.jit(lambda *a: attention(*a[:3], mask)).graph(*xs)
+    graph = mfk.jit(lambda q, k, v: attention(q, k, v, mask)).graph(*xs)
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten._softmax.default:
             seen.append((node.args[0].meta["val"].dtype, node.meta["val"].dtype))
@@ -419,8 +423,8 @@ def test_no_product_in_the_graph_has_a_zero_operand() -> None:
                 zero.extend(n.name for i in products[n.target] if not operands[i].any())
             return super().run_node(n)
 
-    results = Watch(graph).run(*optree.tree_leaves(args))
+    results = Watch(graph).run(*tree.leaves(args))
     assert len([name for name in seen if name.startswith("bmm")]) >= 6
     assert zero == []
     # The graph that was looked at computes the gradient.
-    torch.testing.assert_close(list(results), optree.tree_leaves(gradient(*args)), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(list(results), tree.leaves(gradient(*args)), rtol=1e-10, atol=1e-12)
