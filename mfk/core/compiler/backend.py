@@ -47,7 +47,7 @@ def compile_graph(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
 def prepare() -> None:
     """Import Inductor and let its headers be compiled beside whatever comes next; once a process.
 
-    On a machine that has never compiled with it, g++ takes five seconds for those headers: as long as a trace.
+    On a machine that has never compiled with it, g++ takes as long for those headers as a trace takes.
     """
     if _prepared:
         return
@@ -97,7 +97,7 @@ def _settings(cuda: bool) -> AbstractContextManager[Any]:
 
     if cuda:
         return config.patch({"triton.cudagraphs": True})
-    # What the CPU has is read off its flags; by default a program is compiled for each instruction set to see.
+    # What the CPU has is read off its flags; by default a program is compiled for each instruction set.
     return config.patch({"cpp.vec_isa_ok": True})
 
 

@@ -229,7 +229,7 @@ class _Lowered(NamedTuple):
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage collection: millions of objects are made, and looking through them takes a tenth of the time."""
+    """No garbage collection: looking through the millions of objects made takes a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -26,7 +26,7 @@ _PROGRAMS: dict[str, _Entry] = {}
 
 
 def call_rows(graph: fx.GraphModule, programs: Sequence[RowProgram]) -> None:
-    """Replace the nodes of each program by one call of it, in place; all but one are compiled in the background.
+    """Replace the nodes of each program by one call of it, in place; most are compiled in the background.
 
     Raises:
         NoCompiler: the smallest program cannot be compiled; the graph is as it was.
