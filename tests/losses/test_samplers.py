@@ -37,7 +37,7 @@ def test_order_of_convergence(sampler, order) -> None:
         (oscillator, z0 * math.exp(math.sin(5) / 5)),
         (lambda z, r, t: CASE.velocity(z, r), CASE.one_step(z0)),
     ):
-        found = errors(sampler, u, z0, z1, (64, 128, 256))
+        found = errors(sampler, u, z0, z1, (256, 512, 1024))
         orders = [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:], strict=False)]
         assert orders == pytest.approx([order, order], abs=0.06)
 
