@@ -43,6 +43,9 @@ def field(w: Tensor) -> Field:
     return u
 
 
+TEACHER = field(weights(8))
+
+
 def slope(f: Callable[[float], Tensor]) -> Tensor:
     """df/dx at 0 by differences of the fourth order."""
     h = STEP
@@ -54,7 +57,7 @@ def along(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
     return slope(lambda h: u(z + h * v, r + h, t))
 
 
-# References: (moving field, frozen field, row) -> ‖Δ‖² of the rows. Displacements in place of average velocities.
+# References: (moving field, frozen field, rows) -> Δ. Places reached in place of average velocities.
 
 
 def improved(u: Field, frozen: Field, x: Row) -> Tensor:
@@ -106,14 +109,14 @@ def alpha_flow(u, z, v, r, t):
 
 
 def with_teacher(u, z, r, s, t):
-    return losses.split_meanflow(u, z, r, s, t, field(weights(8)))
+    return losses.split_meanflow(u, z, r, s, t, TEACHER)
 
 
 FAMILY = {
     "improved": (losses.improved_meanflow, improved),
     "alpha": (alpha_flow, alpha),
     "split": (losses.split_meanflow, split),
-    "teacher": (with_teacher, lambda u, frozen, x: split(u, field(weights(8)), x)),
+    "teacher": (with_teacher, lambda u, frozen, x: split(u, TEACHER, x)),
     "shortcut": (losses.shortcut, halves),
     "terminal": (losses.terminal_velocity, terminal),
     "one-sided": (one_sided, lambda u, frozen, x: difference(u, frozen, x, 1)),
@@ -192,7 +195,6 @@ def test_the_compiler_traces_the_gradient(loss, reference) -> None:
         return loss(field(w), **args).mean()
 
     graph = mfk.jit(grad(total)).graph(weights(), args)
-    torch.fx.GraphModule.graph.fget  # noqa: B018  the graph is a module that can be read
     names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
     assert any("tanh" in name for name in names)
 
@@ -200,40 +202,31 @@ def test_the_compiler_traces_the_gradient(loss, reference) -> None:
 @family
 @pytest.mark.parametrize("name", ["z", "v", "r", "s", "t"])
 def test_rows_that_do_not_fit_are_refused(loss, reference, name: str) -> None:
-    x = {"z": torch.zeros(5, 2), "v": torch.zeros(5, 2), "r": torch.zeros(5, 1), "s": torch.full((5, 1), 0.5)}
-    args = arguments(loss, x | {"t": torch.ones(5, 1)})
+    args = arguments(loss, numbers(5))
     if name not in args:
         return
-    state, u = name in "zv", field(weights().float())
+    u = field(weights())
     if name != "z":
-        for bad in (torch.zeros(5), torch.zeros(1, 1), torch.zeros(4, 1), torch.zeros(2, 5, 1), torch.zeros(5, 3)):
+        for shape in ((5,), (1, 1), (4, 1), (2, 5, 1), (5, 3), (1, 5, 2)):
             with pytest.raises(ValueError, match=f"^{name}: expected the shape"):
-                loss(u, **args | {name: bad})
+                loss(u, **args | {name: torch.zeros(shape).double()})
         with pytest.raises(TypeError, match=f"^{name}: expected the dtype of z"):
-            loss(u, **args | {name: args[name].double()})
-    with pytest.raises(ValueError, match=f"^{name}: expected {'the' if name != 'z' else 'a'} shape"):
-        loss(u, **args | {name: torch.tensor(0.0)})
+            loss(u, **args | {name: args[name].float()})
+    with pytest.raises(ValueError, match=f"^{name}: expected (the|a) shape"):
+        loss(u, **args | {name: torch.tensor(0.0).double()})
     for wrong in (args[name].long(), 0.5, None, [[0.0]]):
         with pytest.raises(TypeError, match=f"^{name}: expected a floating-point tensor"):
             loss(u, **args | {name: wrong})
-    if state:
-        assert torch.isfinite(loss(u, **args)).all()
 
 
 @family
 def test_fields_that_do_not_fit_are_refused(loss, reference) -> None:
-    x = {name: value.float() for name, value in numbers().items()}
-    args = arguments(loss, x)
-    called = "(u|teacher)"
-    for u in (
-        lambda z, r, t: z[..., :1],
-        lambda z, r, t: z.sum(),
-        lambda z, r, t: z[0],
-    ):
-        with pytest.raises((ValueError, TypeError), match=f"^{called}: expected the field to return"):
+    args = arguments(loss, numbers())
+    for u in (lambda z, r, t: z[..., :1], lambda z, r, t: z.sum(), lambda z, r, t: z[0], lambda z, r, t: None):
+        with pytest.raises(ValueError, match=r"^u: expected the field to return z's shape"):
             loss(u, **args)
-    with pytest.raises(TypeError, match=f"^{called}: expected the field to return z's dtype"):
-        loss(lambda z, r, t: z.double(), **args)
+    with pytest.raises(TypeError, match=r"^u: expected the field to return z's dtype"):
+        loss(lambda z, r, t: z.float(), **args)
 
 
 def test_an_error_of_the_teacher_names_the_teacher() -> None:
@@ -252,9 +245,9 @@ def test_a_teacher_gets_no_gradient() -> None:
     x = numbers()
 
     def total(w: Tensor) -> Tensor:
-        return losses.shortcut(field(weights()), x["z"], x["r"], x["t"], field(w)).sum()
+        return losses.shortcut(TEACHER, x["z"], x["r"], x["t"], field(w)).sum()
 
-    assert not grad(total)(weights(8)).any()
+    assert not grad(total)(weights()).any()
 
 
 @pytest.mark.parametrize("bad", [0, 0.0, -0.5, 1.5, math.nan, math.inf, True, "1", None, torch.zeros(1)])
@@ -276,7 +269,8 @@ def test_alpha_may_be_a_tensor_of_the_same_dtype() -> None:
         losses.alpha_flow(u, *rows, tensor.float())
     # It is annealed without a new trace: one graph serves every value.
     graph = mfk.jit(lambda alpha: losses.alpha_flow(u, *rows, alpha)).graph(tensor)
-    assert "placeholder" in {node.op for node in graph.graph.nodes}
+    (annealed, *_) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    assert len(annealed.users) > 0
 
 
 @pytest.mark.parametrize(
