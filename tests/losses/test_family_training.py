@@ -12,7 +12,7 @@ from mfk import losses, optim, sample, stateless
 from mfk.core import Rows, rng, tree
 
 CASE = Gaussians(m0=0.0, s0=1.0, m1=2.0, s1=0.5)
-ROWS, LONG_ROWS, STEPS = 256, 128, 1500
+ROWS, LONG_ROWS, STEPS = 256, 128, 300
 ALPHA = losses.alpha_schedule(STEPS // 10, STEPS // 2)
 
 
@@ -55,11 +55,13 @@ def batch(step: int) -> dict[str, Tensor]:
 
 def train(long_loss) -> tuple[float, float]:
     """Mean and standard deviation of one-step samples, by the averaged parameters."""
-    model = stateless(lambda: nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)))
+    model = stateless(
+        lambda: nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+    )
     params, buffers = model.init(0)
     optimizer = optim.adamw((0.9, 0.99), 1e-8, 0.0)
     schedule = optim.warmup_cosine(2e-2, 50, STEPS, 1e-5)
-    state, average = optimizer.init(params), params
+    state, average = optimizer.init(params), tree.clone(params)
 
     def field(params):
         return lambda z, r, t: model.apply(params, buffers, torch.cat((z, r, t), -1))
