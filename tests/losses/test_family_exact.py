@@ -163,3 +163,151 @@ def test_with_equal_tangents_improved_meanflow_is_meanflow() -> None:
     )
     assert plain.abs().max() > 0.1
     torch.testing.assert_close(improved, plain)
+
+
+def fitted_slope(exact: Field, alpha: float, case: Gaussians) -> float:
+    """Slope in z that α-Flow's targets have with `exact` on their right side: one Newton step, exact here."""
+    z0, z1, mass = gaussian_rows(case)
+    r, t = torch.full_like(z0, START), torch.full_like(z0, END)
+    z = (1 - r) * z0 + r * z1
+    offset, variance = z - case.mean(r), float(case.variance(r[0]))
+
+    def expected(w: Tensor) -> Tensor:
+        def u(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            return exact(z, r, t) + w * (z - case.mean(r))
+
+        return (mass * losses.alpha_flow(u, z, z1 - z0, r, t, alpha)).sum()
+
+    now = (mass * (exact(z, r, t) * offset).squeeze(-1)).sum() / variance
+    return float(now - alpha * grad(expected)(torch.zeros(()).double()) / (2 * variance))
+
+
+def euler(case: Gaussians, alpha: float) -> Field:
+    """The flow by Euler steps, each over a share α of what is left."""
+    steps = math.ceil(math.log(1e-14) / math.log1p(-alpha))
+
+    def u(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        place, time = z, r
+        for _ in range(steps):
+            length = alpha * (t - time)
+            place, time = place + length * case.velocity(place, time), time + length
+        return (place - z) / (t - r)
+
+    return u
+
+
+def falling(gaps: list[float]) -> bool:
+    return all(later < earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+
+
+def test_alpha_flow_s_bias_vanishes_with_alpha() -> None:
+    """One regression on the exact field's targets, and the fixed point of many, against the true slope."""
+    case = Gaussians(m0=0.0, s0=1.0, m1=2.0, s1=0.5)
+    r, t = torch.tensor([START]).double(), torch.tensor([END]).double()
+    deviation_r, deviation_t = float(case.variance(r).sqrt()), float(case.variance(t).sqrt())
+    true = (deviation_t - deviation_r) / ((END - START) * deviation_r)
+    assert true == pytest.approx(-0.593, abs=5e-4)
+    once = [fitted_slope(case.u, alpha, case) for alpha in ALPHAS]
+    assert once[:2] == pytest.approx([-0.692, -0.596], abs=5e-4)
+    settled = []
+    for alpha in ALPHAS:
+        field = euler(case, alpha)
+        settled.append(float(field(1 + case.mean(r), r, t) - field(case.mean(r), r, t)))
+    assert settled[:2] == pytest.approx([-0.769, -0.622], abs=5e-4)
+    for found in (once, settled):
+        gaps = [true - x for x in found]
+        assert falling(gaps) and gaps[-1] > 0
+    # The gap of the fixed point is of the order of α, that of one regression of the order of α².
+    assert (true - settled[3]) / (true - settled[2]) == pytest.approx(0.2, rel=0.05)
+    assert (true - once[3]) / (true - once[2]) == pytest.approx(0.04, rel=0.1)
+
+
+def test_alpha_flow_settles_at_euler_steps() -> None:
+    case = Gaussians(m0=0.5, s0=0.9, m1=-1.0, s1=0.4)
+    for alpha in (0.5, 0.1):
+
+        def loss(u: Field, *rows: Tensor, alpha: float = alpha) -> Tensor:
+            return losses.alpha_flow(u, *rows, alpha)
+
+        pairs = gaussian_rows(case)
+        assert slopes(loss, euler(case, alpha), pairs, START, END).abs().max() < 1e-11
+        assert slopes(loss, case.u, pairs, START, END).abs().max() > 1e-2
+    # All of the interval at once is flow matching: the velocity at the start.
+    whole = slopes(
+        lambda u, *rows: losses.alpha_flow(u, *rows, 1.0), lambda z, r, t: case.velocity(z, r), pairs, START, END
+    )
+    assert whole.abs().max() < 1e-12
+
+
+def biases(loss, case: Gaussians, shares: tuple[float, ...]) -> list[float]:
+    pairs = gaussian_rows(case)
+    return [
+        float(slopes(lambda u, *rows, share=share: loss(u, *rows, share), case.u, pairs, START, END).norm())
+        for share in shares
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "shares", "order"),
+    [
+        (losses.alpha_flow, (0.04, 0.02, 0.01, 0.005), 1),
+        (lambda *args: losses.meanflow_finite_difference(*args, sides=1), (0.04, 0.02, 0.01, 0.005), 1),
+        (lambda *args: losses.meanflow_finite_difference(*args, sides=2), (0.04, 0.02, 0.01, 0.005), 2),
+    ],
+    ids=["alpha", "one-sided", "two-sided"],
+)
+def test_the_gradient_at_the_exact_field_vanishes_in_order(loss, shares, order) -> None:
+    case = Gaussians(m0=0.5, s0=0.9, m1=-1.0, s1=0.4)
+    found = biases(loss, case, shares)
+    assert falling(found)
+    orders = [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:], strict=False)]
+    assert orders == pytest.approx([order] * 3, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("loss", "order"),
+    [
+        (losses.alpha_flow, 1),
+        (lambda *args: losses.meanflow_finite_difference(*args, sides=1), 1),
+        (lambda *args: losses.meanflow_finite_difference(*args, sides=2), 2),
+    ],
+    ids=["alpha", "one-sided", "two-sided"],
+)
+def test_any_field_s_gradient_becomes_that_of_meanflow(loss, order) -> None:
+    x = numbers()
+    rows = (x["z"], x["v"], x["r"], x["t"])
+    limit = grad(lambda w: losses.meanflow(field(w), *rows).sum())(weights())
+    gaps = []
+    for share in (4e-3, 2e-3, 1e-3):
+        found = grad(lambda w, share=share: loss(field(w), *rows, share).sum())(weights())
+        gaps.append(float((found - limit).norm() / limit.norm()))
+    assert falling(gaps) and gaps[-1] < 5e-3
+    orders = [math.log2(coarse / fine) for coarse, fine in zip(gaps, gaps[1:], strict=False)]
+    assert orders == pytest.approx([order] * 2, abs=0.1)
+
+
+def test_differences_stay_inside_at_the_ends_and_serve_single_precision() -> None:
+    x = numbers()
+    asked: list[Tensor] = []
+
+    def watched(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        asked.append(r)
+        assert (r >= 0).all() and (r <= t).all()
+        return field(weights())(z, r, t)
+
+    start, end = torch.zeros_like(x["r"]), torch.full_like(x["r"], 1e-3)
+    for sides in (1, 2):
+        for r, t in ((start, end), (start, start), (end, end), (x["r"], x["r"] + 1e-3)):
+            terms = losses.finite_difference_terms(watched, x["z"], x["v"], r, t, 5e-3, sides)
+            assert terms.rate.isfinite().all()
+            exact = losses.meanflow_terms(field(weights()), x["z"], x["v"], r, t)
+            torch.testing.assert_close(terms.squared_error, exact.squared_error, rtol=1e-4, atol=1e-5)
+        asked.clear()
+        losses.meanflow_finite_difference(watched, x["z"], x["v"], x["r"], x["t"], 5e-3, sides)
+        assert len(asked) == sides + 1
+    single = {name: value.float() for name, value in x.items()}
+    rows = (single["z"], single["v"], single["r"], single["t"])
+    for eps in (5e-3, 1e-2):
+        rate = losses.finite_difference_terms(field(weights().float()), *rows, eps).rate
+        exact = losses.meanflow_terms(field(weights()), x["z"], x["v"], x["r"], x["t"]).rate
+        assert float((rate - exact).norm() / exact.norm()) < 2e-4

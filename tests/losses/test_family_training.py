@@ -10,9 +10,10 @@ from torch.func import grad
 
 from mfk import losses, optim, sample, stateless
 from mfk.core import Rows, rng, tree
+from mfk.core.types import Field
 
 CASE = Gaussians(m0=0.0, s0=1.0, m1=2.0, s1=0.5)
-ROWS, LONG_ROWS, STEPS = 512, 256, 1200
+ROWS, LONG_ROWS, STEPS = 1024, 512, 1200
 LR = 2e-2
 # Many long intervals: the one from 0 to 1 is asked for.
 TIMES = losses.TimeConfig("beta", alpha=0.5, beta=0.5, jvp_share=LONG_ROWS / ROWS)
@@ -56,18 +57,30 @@ def batch(step: int) -> dict[str, Tensor]:
     return {"z": (1 - r) * z0 + r * z1, "v": z1 - z0, "r": r, "t": t, "s": s}
 
 
+def network(seed: int) -> dict[str, Tensor]:
+    """Parameters of a network with two hidden layers, as torch draws them."""
+    layers = stateless(lambda: nn.Sequential(nn.Linear(3, 48), nn.Linear(48, 48), nn.Linear(48, 1)))
+    return layers.init(seed)[0]
+
+
+def field(p: dict[str, Tensor]) -> Field:
+    """Written out, which halves the time of a step as small as this."""
+
+    def u(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        x = torch.cat((z - 1, 2 * r - 1, 2 * t - 1), -1)
+        x = nn.functional.silu(nn.functional.linear(x, p["0.weight"], p["0.bias"]))
+        x = nn.functional.silu(nn.functional.linear(x, p["1.weight"], p["1.bias"]))
+        return nn.functional.linear(x, p["2.weight"], p["2.bias"])
+
+    return u
+
+
 def train(long_loss) -> tuple[float, float]:
     """Mean and standard deviation of one-step samples, by the averaged parameters."""
-    model = stateless(
-        lambda: nn.Sequential(nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1))
-    )
-    params, buffers = model.init(0)
+    params = network(seed=0)
     optimizer = optim.adamw((0.9, 0.99), 1e-8, 0.0)
     schedule = optim.warmup_cosine(LR, 50, STEPS, 1e-5)
     state, average = optimizer.init(params), tree.clone(params)
-
-    def field(params):
-        return lambda z, r, t: model.apply(params, buffers, torch.cat((z - 1, 2 * r - 1, 2 * t - 1), -1))
 
     def loss(params, average, x, step: int) -> Tensor:
         u = field(params)
