@@ -222,7 +222,12 @@ def test_rows_that_do_not_fit_are_refused(loss, reference, name: str) -> None:
 @family
 def test_fields_that_do_not_fit_are_refused(loss, reference) -> None:
     args = arguments(loss, numbers())
-    for u in (lambda z, r, t: z[..., :1], lambda z, r, t: z.sum(), lambda z, r, t: z[0], lambda z, r, t: None):
+    for u in (
+        lambda z, r, t: z[..., :1],
+        lambda z, r, t: z.sum(),
+        lambda z, r, t: z[0],
+        lambda z, r, t: None,
+    ):
         with pytest.raises(ValueError, match=r"^u: expected the field to return z's shape"):
             loss(u, **args)
     with pytest.raises(TypeError, match=r"^u: expected the field to return z's dtype"):

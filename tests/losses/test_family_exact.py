@@ -234,7 +234,11 @@ def test_alpha_flow_settles_at_euler_steps() -> None:
         assert slopes(loss, case.u, pairs, START, END).abs().max() > 1e-2
     # All of the interval at once is flow matching: the velocity at the start.
     whole = slopes(
-        lambda u, *rows: losses.alpha_flow(u, *rows, 1.0), lambda z, r, t: case.velocity(z, r), pairs, START, END
+        lambda u, *rows: losses.alpha_flow(u, *rows, 1.0),
+        lambda z, r, t: case.velocity(z, r),
+        pairs,
+        START,
+        END,
     )
     assert whole.abs().max() < 1e-12
 
