@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def test_alpha_falls_from_one_to_the_floor_by_a_sigmoid() -> None:
     schedule = alpha_schedule(100, 500)
     values = [schedule(step) for step in range(700)]
     assert all(isinstance(x, float) for x in values)
-    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(values))
     assert set(values[:101]) == {1.0} and set(values[500:]) == {5e-3}
     assert schedule(300) == pytest.approx(0.5)
     for step in (250, 280, 320):
@@ -37,20 +38,20 @@ def test_the_shortest_annealing() -> None:
     ("call", "error", "name"),
     [
         (lambda: alpha_schedule(-1, 5), ValueError, "start"),
-        (lambda: alpha_schedule(1.0, 5), TypeError, "start"),
+        (lambda: alpha_schedule(1.0, 5), TypeError, "start"),  # pyright: ignore[reportArgumentType]
         (lambda: alpha_schedule(True, 5), TypeError, "start"),
         (lambda: alpha_schedule(5, 5), ValueError, "end"),
         (lambda: alpha_schedule(5, 4), ValueError, "end"),
-        (lambda: alpha_schedule(0, 5.5), TypeError, "end"),
-        (lambda: alpha_schedule(0, None), TypeError, "end"),
+        (lambda: alpha_schedule(0, 5.5), TypeError, "end"),  # pyright: ignore[reportArgumentType]
+        (lambda: alpha_schedule(0, None), TypeError, "end"),  # pyright: ignore[reportArgumentType]
         (lambda: alpha_schedule(0, 5, 0.0), ValueError, "floor"),
         (lambda: alpha_schedule(0, 5, 0.5), ValueError, "floor"),
         (lambda: alpha_schedule(0, 5, math.nan), ValueError, "floor"),
         (lambda: alpha_schedule(0, 5, True), ValueError, "floor"),
-        (lambda: alpha_schedule(0, 5, "0.1"), ValueError, "floor"),
+        (lambda: alpha_schedule(0, 5, "0.1"), ValueError, "floor"),  # pyright: ignore[reportArgumentType]
         (lambda: alpha_schedule(0, 5)(-1), ValueError, "step"),
-        (lambda: alpha_schedule(0, 5)(1.0), TypeError, "step"),
-        (lambda: alpha_schedule(0, 5)(torch.tensor(1)), TypeError, "step"),
+        (lambda: alpha_schedule(0, 5)(1.0), TypeError, "step"),  # pyright: ignore[reportArgumentType]
+        (lambda: alpha_schedule(0, 5)(torch.tensor(1)), TypeError, "step"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_schedules_out_of_range_are_refused(call, error, name) -> None:

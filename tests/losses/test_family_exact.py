@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def euler(case: Gaussians, alpha: float) -> Field:
 
 
 def falling(gaps: list[float]) -> bool:
-    return all(later < earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+    return all(later < earlier for earlier, later in pairwise(gaps))
 
 
 def test_alpha_flow_s_bias_vanishes_with_alpha() -> None:
@@ -227,14 +228,14 @@ def test_alpha_flow_settles_at_euler_steps() -> None:
     for alpha in (0.5, 0.1):
 
         def loss(u: Field, *rows: Tensor, alpha: float = alpha) -> Tensor:
-            return losses.alpha_flow(u, *rows, alpha)
+            return losses.alpha_flow(u, *rows, alpha=alpha)
 
         pairs = gaussian_rows(case)
         assert slopes(loss, euler(case, alpha), pairs, START, END).abs().max() < 1e-11
         assert slopes(loss, case.u, pairs, START, END).abs().max() > 1e-2
     # All of the interval at once is flow matching: the velocity at the start.
     whole = slopes(
-        lambda u, *rows: losses.alpha_flow(u, *rows, 1.0),
+        lambda u, *rows: losses.alpha_flow(u, *rows, alpha=1.0),
         lambda z, r, t: case.velocity(z, r),
         pairs,
         START,
@@ -264,7 +265,7 @@ def test_the_gradient_at_the_exact_field_vanishes_in_order(loss, shares, order) 
     case = Gaussians(m0=0.5, s0=0.9, m1=-1.0, s1=0.4)
     found = biases(loss, case, shares)
     assert falling(found)
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(found)]
     assert orders == pytest.approx([order] * 3, abs=0.15)
 
 
@@ -286,7 +287,7 @@ def test_any_field_s_gradient_becomes_that_of_meanflow(loss, order) -> None:
         found = grad(lambda w, share=share: loss(field(w), *rows, share).sum())(weights())
         gaps.append(float((found - limit).norm() / limit.norm()))
     assert falling(gaps) and gaps[-1] < 5e-3
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(gaps, gaps[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(gaps)]
     assert orders == pytest.approx([order] * 2, abs=0.1)
 
 

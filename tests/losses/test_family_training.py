@@ -14,7 +14,6 @@ from mfk.core.types import Field
 
 CASE = Gaussians(m0=0.0, s0=1.0, m1=2.0, s1=0.5)
 ROWS, LONG_ROWS, STEPS = 1024, 512, 1200
-LR = 2e-2
 # Many long intervals: the one from 0 to 1 is asked for.
 TIMES = losses.TimeConfig("beta", alpha=0.5, beta=0.5, jvp_share=LONG_ROWS / ROWS)
 ALPHA = losses.alpha_schedule(STEPS // 10, STEPS // 2)
@@ -75,11 +74,11 @@ def field(p: dict[str, Tensor]) -> Field:
     return u
 
 
-def train(long_loss) -> tuple[float, float]:
+def train(long_loss, rate: float = 2e-2) -> tuple[float, float]:
     """Mean and standard deviation of one-step samples, by the averaged parameters."""
     params = network(seed=0)
     optimizer = optim.adamw((0.9, 0.99), 1e-8, 0.0)
-    schedule = optim.warmup_cosine(LR, 50, STEPS, 1e-5)
+    schedule = optim.warmup_cosine(rate, 50, STEPS, 1e-5)
     state, average = optimizer.init(params), tree.clone(params)
 
     def loss(params, average, x, step: int) -> Tensor:
@@ -103,7 +102,8 @@ def train(long_loss) -> tuple[float, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [improved, alpha, split, shortcut, terminal, one_sided, two_sided])
 def test_one_step_recovers_mean_and_deviation(loss) -> None:
-    mean, deviation = train(loss)
+    # Terminal velocities chase a target that the field itself moves to; at the others' rate they run away.
+    mean, deviation = train(loss, 5e-3 if loss is terminal else 2e-2)
     print(loss.__name__, mean, deviation)
     assert mean == pytest.approx(CASE.m1, rel=0.03)
     assert deviation == pytest.approx(CASE.s1, rel=0.03)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_order_of_convergence(sampler, general, gaussian) -> None:
         (lambda z, r, t: CASE.velocity(z, r), CASE.one_step(z0), gaussian),
     ):
         found = errors(sampler, u, z0, z1, (256, 512, 1024))
-        orders = [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:], strict=False)]
+        orders = [math.log2(coarse / fine) for coarse, fine in pairwise(found)]
         assert orders == pytest.approx([order, order], abs=0.06)
 
 

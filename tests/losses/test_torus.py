@@ -97,7 +97,7 @@ def test_paths_do_not_depend_on_the_copy() -> None:
         copy, rate = torus_path(z0 + left * turn, z1 + right * turn, t, PERIODIC)
         torch.testing.assert_close(rate, v, rtol=0, atol=1e-13)
         torch.testing.assert_close(wrap(copy - z, PERIODIC), torch.zeros_like(z), rtol=0, atol=1e-13)
-    torch.testing.assert_close(vmap(lambda *row: torus_path(*row, PERIODIC))(z0, z1, t), (z, v))
+    torch.testing.assert_close(vmap(lambda *row: torus_path(*row, periodic=PERIODIC))(z0, z1, t), (z, v))
 
 
 def test_a_field_on_the_torus_is_the_same_at_every_copy_and_as_steep() -> None:
@@ -128,8 +128,8 @@ def test_a_field_on_the_torus_is_the_same_at_every_copy_and_as_steep() -> None:
     ("call", "error", "name"),
     [
         (lambda x: wrap(x.long()), TypeError, "angle"),
-        (lambda x: wrap(1.0), TypeError, "angle"),
-        (lambda x: wrap(x, (1, 0, 1)), TypeError, "periodic"),
+        (lambda x: wrap(1.0), TypeError, "angle"),  # pyright: ignore[reportArgumentType]
+        (lambda x: wrap(x, (1, 0, 1)), TypeError, "periodic"),  # pyright: ignore[reportArgumentType]
         (lambda x: wrap(x, torch.ones(3)), TypeError, "periodic"),
         (lambda x: wrap(x, (True,)), ValueError, "periodic"),
         (lambda x: wrap(x[0, 0], (True,)), ValueError, "periodic"),
