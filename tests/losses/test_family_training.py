@@ -104,6 +104,5 @@ def train(long_loss, rate: float = 2e-2) -> tuple[float, float]:
 def test_one_step_recovers_mean_and_deviation(loss) -> None:
     # Terminal velocities chase a target that the field itself moves to; at the others' rate they run away.
     mean, deviation = train(loss, 5e-3 if loss is terminal else 2e-2)
-    print(loss.__name__, mean, deviation)
     assert mean == pytest.approx(CASE.m1, rel=0.03)
     assert deviation == pytest.approx(CASE.s1, rel=0.03)

@@ -96,7 +96,7 @@ def test_it_carries_no_gradient_and_spares_what_it_can() -> None:
 def test_agreement_with_its_vmap() -> None:
     z, v, r, t = rows(6)
     batched = guided_velocity(WITH.u, WITHOUT.u, z, v, r, 2.0, 0.3)
-    single = vmap(lambda *row: guided_velocity(WITH.u, WITHOUT.u, *row, scale=2.0, mix=0.3))(z, v, r)
+    single = vmap(lambda z, v, r: guided_velocity(WITH.u, WITHOUT.u, z, v, r, 2.0, 0.3))(z, v, r)
     torch.testing.assert_close(single, batched)
     u = guided(WITH.u, WITHOUT.u, 2.0)
     torch.testing.assert_close(vmap(u)(z, r, t), u(z, r, t))

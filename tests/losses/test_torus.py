@@ -97,7 +97,7 @@ def test_paths_do_not_depend_on_the_copy() -> None:
         copy, rate = torus_path(z0 + left * turn, z1 + right * turn, t, PERIODIC)
         torch.testing.assert_close(rate, v, rtol=0, atol=1e-13)
         torch.testing.assert_close(wrap(copy - z, PERIODIC), torch.zeros_like(z), rtol=0, atol=1e-13)
-    torch.testing.assert_close(vmap(lambda *row: torus_path(*row, periodic=PERIODIC))(z0, z1, t), (z, v))
+    torch.testing.assert_close(vmap(lambda z0, z1, t: torus_path(z0, z1, t, PERIODIC))(z0, z1, t), (z, v))
 
 
 def test_a_field_on_the_torus_is_the_same_at_every_copy_and_as_steep() -> None:
