@@ -9,4 +9,6 @@ import torch
 os.environ.setdefault("MPLBACKEND", "Agg")
 # torch.profiler reads it once, at its first use, which is some test's own.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# Processes that tests start have threads of their own, which must not spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)

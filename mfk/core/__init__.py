@@ -1,4 +1,4 @@
-"""Floor 0: types, trees, stateless models, compilation, keys, configs. Knows nothing of robots or training."""
+"""Floor 0: types, trees, stateless models, compilation, keys, configs. Knows no robots and no training."""
 
 from mfk.core import rng, tree
 from mfk.core.compiler import Report, TraceError, jit

@@ -32,7 +32,7 @@ class TrainConfig:
     device: str = "auto"
     """auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     jit: bool = True
-    """Compile the gradient before the first step (seconds, fewer from the second run on); off: eager torch."""
+    """Compile the gradient before the first step (seconds, fewer the next time); off: eager torch."""
     precision: Precision = "fp32"
     """Of the loss's matrix products; parameters, moments and validation stay in fp32."""
     lr: float = 1e-3

@@ -102,8 +102,8 @@ def fit(
         CheckpointError: `resume` or `init_from`, and there is no checkpoint that fits.
         TrainingDiverged: too many steps in a row were not finite (of an ensemble: of every member); the
             message names step, metric and the last checkpoint.
-        ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the loss is
-            no pure function of tensors (`TraceError`; config.jit).
+        ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the
+            loss is no pure function of tensors (`TraceError`; config.jit).
         OSError: the folder cannot be written.
     """
     task = with_members(task, config.members)

@@ -17,7 +17,8 @@ from mfk.core import cli
 
 TINY = [
     "--width", "16", "--blocks", "1", "--batch-size", "64", "--warmup-steps", "2", "--log-every", "2",
-    "--validate-every", "3", "--validation-poses", "64", "--report-poses", "100", "--threads", "1", "--no-jit",
+    "--validate-every", "3", "--validation-poses", "64", "--report-poses", "100", "--threads", "1",
+    "--no-jit",
 ]  # fmt: skip
 
 

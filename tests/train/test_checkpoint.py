@@ -265,10 +265,11 @@ def test_leftovers_of_a_killed_process_are_ignored_and_swept(tmp_path):
 
 
 def test_no_thread_is_left(tmp_path):
+    before = set(threading.enumerate())  # other tests' compilers
     save(tmp_path, _state(1))
     load(tmp_path, _state())
     for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
+        if thread not in before and not thread.daemon:
             thread.join(timeout=10)
             assert not thread.is_alive(), thread.name
 

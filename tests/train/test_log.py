@@ -93,13 +93,14 @@ def test_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_silence(tmp_path, capfd):
+    before = set(threading.enumerate())  # other tests' compilers
     sink = open_sink(tmp_path, 0, 10, console=False)
     sink.log(1, {"train/loss": 0.5})
     sink.note("x")
     sink.close()
     assert capfd.readouterr() == ("", "")
     for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
+        if thread not in before and not thread.daemon:
             thread.join(timeout=10)
             assert not thread.is_alive(), thread.name
 

@@ -20,7 +20,6 @@ class _Entry(NamedTuple):
     shapes: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]
 
 
-_COMPILING = ThreadPoolExecutor(2, "mfk-compile")
 _PROGRAMS: dict[str, _Entry] = {}
 """What `mfk::rows` runs, by the name that stands in the graph: Inductor keeps graphs on disk, as text."""
 
@@ -32,12 +31,14 @@ def call_rows(graph: fx.GraphModule, programs: Sequence[RowProgram]) -> None:
         NoCompiler: the smallest program cannot be compiled; the graph is as it was.
     """
     threads = torch.get_num_threads()
+    compiling = ThreadPoolExecutor(2, "mfk-compile")
     for place, row_program in enumerate(sorted(programs, key=lambda p: len(p.steps))):
-        job = _COMPILING.submit(compile_rows, row_program, threads)
+        job = compiling.submit(compile_rows, row_program, threads)
         if place == 0:
             job.result()
         values = [node.meta["val"] for node, _ in row_program.outputs]
         _PROGRAMS[name_of(row_program)] = _Entry(job, [(x.shape, x.stride(), x.dtype) for x in values])
+    compiling.shutdown(wait=False)  # its threads end with the last program
     replaced: dict[fx.Node, fx.Node] = {}
     for row_program in programs:
         with graph.graph.inserting_before(graph.graph.output_node()):
