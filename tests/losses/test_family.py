@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -287,3 +288,14 @@ def test_differences_out_of_range_are_refused(change, name) -> None:
     x = numbers()
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         losses.meanflow_finite_difference(field(weights()), x["z"], x["v"], x["r"], x["t"], **change)
+
+
+def test_the_rate_that_a_difference_reports_is_detached() -> None:
+    x = numbers()
+    for sides in (1, 2):
+
+        def rate(w: Tensor, sides: Literal[1, 2] = sides) -> Tensor:
+            rows = (x["z"], x["v"], x["r"], x["t"])
+            return losses.finite_difference_terms(field(w), *rows, eps=EPS, sides=sides).rate.sum()
+
+        assert not grad(rate)(weights()).any()

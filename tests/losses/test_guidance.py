@@ -42,7 +42,7 @@ def test_bent_flows_are_not() -> None:
     """The average velocities' mixture is not the guided flow's average velocity, as the docstring warns."""
     z, *_ = rows()
     u = guided(WITH.u, WITHOUT.u, 2.0)
-    fine, finer = (sample_midpoint(u, z, steps) for steps in (1000, 2000))
+    fine, finer = (sample_midpoint(u, z, steps) for steps in (200, 400))
     assert (fine - finer).abs().max() < 1e-4
     assert (sample(u, z) - finer).abs().max() > 0.1
 
