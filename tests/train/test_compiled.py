@@ -98,7 +98,7 @@ def test_a_loss_that_cannot_be_traced_is_named(tmp_path: Path, traced: list[jitt
         total, weight, aux = task.loss(params, state, batch, teacher)
         return (total if float(total) > 0 else total * 2), weight, aux
 
-    with pytest.raises(TraceError, match=r"test_jit\.py:\d+: the value of a tensor is read") as caught:
+    with pytest.raises(TraceError, match=r"test_compiled\.py:\d+: the value of a tensor is read") as caught:
         _fit(tmp_path, COMPILED, task=task._replace(loss=loss))
     assert "--no-jit" in str(caught.value)
     _fit(tmp_path / "eager", CONFIG, task=task._replace(loss=loss))
