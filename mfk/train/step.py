@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from mfk.core import jit, tree
+from mfk.core.compiler import prepare
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
 from mfk.optim.members import check_each
@@ -116,6 +117,7 @@ def make_train_step(
 
     gradient = grad_and_value(value, has_aux=True)
     if compiled:
+        prepare()
         gradient = jit(gradient, note=note)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

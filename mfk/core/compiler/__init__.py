@@ -1,8 +1,9 @@
 """Compilation of pure functions: trace, fold zeros, tidy, and hand the graph to Inductor."""
 
+from mfk.core.compiler.backend import prepare
 from mfk.core.compiler.capture import TraceError
 from mfk.core.compiler.jitted import Jitted, jit
 from mfk.core.compiler.matmul import Matmul, exact_matmul
 from mfk.core.compiler.report import Counts, Report
 
-__all__ = ["Counts", "Jitted", "Matmul", "Report", "TraceError", "exact_matmul", "jit"]
+__all__ = ["Counts", "Jitted", "Matmul", "Report", "TraceError", "exact_matmul", "jit", "prepare"]
