@@ -23,6 +23,8 @@ from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
 from mfk.losses import MeanFlowTerms, TimeConfig, draw_times, end_times, flow_matching, jvp_rows, sample
 from mfk.nn import KinematicNet, MeanFlowNet
 from mfk.tasks.ik_loss import (
+    ALPHA_STEPS,
+    EPSILON,
     LossConfig,
     check_loss,
     draw_objective,
@@ -91,7 +93,8 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
 
     The loss of a row is w ‖Δ‖², summed over rows, and the weight is the number of rows. The first rows
     of a drawn batch, as many as "t" has, are MeanFlow rows from time r to t; the rest are flow
-    matching at r. ``evaluate`` reports the raw loss and one network step from the reference.
+    matching at r. ``evaluate`` reports the raw MeanFlow loss, whatever the objective, and one network
+    step from the reference.
 
     ``draw`` makes its rows from nothing, or takes those of a batch with the keys of `mfk.data.IKRows`:
     q, v, q_target, pose, r and, where the end times are given too, t.
@@ -99,6 +102,9 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     model = ik_model(chain, config.net)
     check_augment(chain, config.augment)
     check_loss(config.loss)
+    refuse_unused(config.loss, config.times.jvp_share > 0, "objective")
+    # The training's own objective would flatter networks that agree with themselves, or with alpha = 1.
+    scored = replace(config.loss, objective="meanflow", alpha_steps=ALPHA_STEPS, epsilon=EPSILON)
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:
@@ -127,14 +133,19 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
         }
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
+        return score(config.loss, params, state, batch, teacher)
+
+    def score(
+        how: LossConfig, params: Tree, state: Tree, batch: Batch, teacher: Tree
+    ) -> tuple[Tensor, Tensor, Aux]:
         z, v, r, t, pose = (batch[name] for name in ("z", "v", "r", "t", "pose"))
         n, rows = len(t), len(z)
         # A micro-batch may hold no MeanFlow row; what it reports must not depend on that.
-        names = metric_names(config.loss) if config.times.jvp_share > 0 else ()
+        names = metric_names(how) if config.times.jvp_share > 0 else ()
         parts, metrics = [], {name: z.new_zeros(()) for name in names}
         if n:
             u, other = (ik_field(model, p, state, pose[:n]) for p in (params, teacher))
-            terms = objective_terms(config.loss, batch, u, other)
+            terms = objective_terms(how, batch, u, other)
             parts.append(terms.squared_error)
             # So that their mean over all rows is the mean over the MeanFlow rows of the global batch.
             metrics["velocity_norm"] = terms.value.square().sum() / batch["jvp_share"]
@@ -145,12 +156,15 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
             parts.append(flow_matching(u, z[n:], v[n:], r[n:]))
         squared = torch.cat(parts)
         remaining = ((1 - r) * v).square().sum(-1)
-        total = (row_weight(config.loss, squared, remaining, n, batch.get("alpha")) * squared).sum()
+        total = (
+            row_weight(how, squared, remaining, n, batch["alpha"] if how.objective == "alpha_flow" else None)
+            * squared
+        ).sum()
         metrics["raw_error"] = squared.sum()
         return total, total.new_full((), rows), Aux(state, metrics)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
-        _, weight, aux = loss(params, state, batch, params)
+        _, weight, aux = score(scored, params, state, batch, params)
         u = ik_field(model, params, state, batch["pose"])
         reference = clip_to_limits(chain, batch["z"] - batch["r"] * batch["v"])
         q = clip_to_limits(chain, sample(u, reference))

@@ -26,6 +26,9 @@ Objective: TypeAlias = Literal[
 ]
 
 
+ALPHA_STEPS, EPSILON = (0, 2_000), 5e-3
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """What the rows with t > r are trained with, and how a row's squared error is weighted."""
@@ -38,9 +41,9 @@ class LossConfig:
     """Power of the weight, 0 weighs all alike; None: 1 for adaptive, 0.5 for distance."""
     objective: Objective = "meanflow"
     """A loss of mfk.losses for the rows with t > r; the others are flow matching in any case."""
-    alpha_steps: tuple[int, int] = (0, 2_000)
+    alpha_steps: tuple[int, int] = ALPHA_STEPS
     """alpha_flow: last step with alpha = 1, and first step of its smallest value."""
-    epsilon: float = 5e-3
+    epsilon: float = EPSILON
     """finite_difference: half of the time that the difference spans."""
 
 
@@ -86,7 +89,7 @@ def metric_names(config: LossConfig) -> tuple[str, ...]:
 def objective_terms(
     config: LossConfig, batch: Mapping[str, Tensor], u: Field, teacher: Field
 ) -> MeanFlowTerms | FieldTerms:
-    """The objective on the first len(t) rows of a drawn batch, with `u` and `teacher` for these rows."""
+    """The objective on the first len(t) rows of a drawn batch, with `u` and `teacher` (of `shortcut`) for these rows."""
     t = batch["t"]
     n = len(t)
     z, v, r = batch["z"][:n], batch["v"][:n], batch["r"][:n]
@@ -98,7 +101,7 @@ def objective_terms(
         case "alpha_flow":
             return losses.alpha_flow_terms(u, z, v, r, t, batch["alpha"])
         case "split_meanflow":
-            return losses.split_meanflow_terms(u, z, r, batch["s"], t, teacher)
+            return losses.split_meanflow_terms(u, z, r, batch["s"], t)
         case "shortcut":
             return losses.shortcut_terms(u, z, r, t, teacher)
         case "terminal_velocity":

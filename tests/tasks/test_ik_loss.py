@@ -49,7 +49,7 @@ def test_the_loss_is_the_named_one_plus_flow_matching(objective: str) -> None:
         "meanflow": lambda: losses.meanflow(u, z, v, r, t),
         "improved_meanflow": lambda: losses.improved_meanflow(u, z, v, r, t),
         "alpha_flow": lambda: losses.alpha_flow(u, z, v, r, t, losses.alpha_schedule(0, 2_000)(700)),
-        "split_meanflow": lambda: losses.split_meanflow(u, z, r, batch["s"], t, other),
+        "split_meanflow": lambda: losses.split_meanflow(u, z, r, batch["s"], t),
         "shortcut": lambda: losses.shortcut(u, z, r, t, other),
         "terminal_velocity": lambda: losses.terminal_velocity(u, z, r, t),
         "finite_difference": lambda: losses.meanflow_finite_difference(u, z, v, r, t, 5e-3),
@@ -123,6 +123,23 @@ def test_a_short_training_improves_the_step(objective: str) -> None:
 def test_settings_are_checked_before_anything_is_built(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ik_task(PANDA, replace(SMALL, loss=LossConfig(**settings)))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_is_validated_by_the_meanflow_loss(objective: str) -> None:
+    params = perturbed()
+    values = []
+    for setting in (config(objective), config("meanflow")):
+        task = ik_task(PANDA, setting)
+        batch = ik_task(PANDA, config("meanflow")).draw(0, 0, Rows.all(ROWS), task.init(0)[1], {})
+        values.append(float(task.evaluate(params, task.init(0)[1], batch)[0]["val_loss"]))
+    assert values[0] == values[1]
+
+
+def test_an_objective_without_rows_is_refused() -> None:
+    setting = replace(config("shortcut"), times=losses.TimeConfig(jvp_share=0.0))
+    with pytest.raises(ValueError, match="objective: .* no effect"):
+        ik_task(PANDA, setting)
 
 
 def test_alpha_falls_with_the_step_and_weighs_its_rows_as_the_paper_does() -> None:
