@@ -4,7 +4,7 @@ Claims: `mfk.train.fit` at the default size, with its validations, checkpoints a
 times as long as the bare steps; the dry run's memory estimate is near the memory that a run takes.
 
 The two sides of the ratio take turns in one process. Memory is the peak of a process of its own for each
-row, as the operating system counts it.
+row, as the operating system counts it. All of it is eager torch: what compiling costs is in startup.py.
 
     python benchmarks/train_loop.py [--steps N] [--repeats N] [--out FILE]
 """
@@ -27,12 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 ROWS = {
-    "default": ("panda", ["default"]),
-    "default, 4 micro-batches": ("panda", ["default", "--accumulate", "4"]),
-    "default, bf16": ("panda", ["default", "--precision", "bf16"]),
-    "documented": ("panda", ["documented"]),
-    "documented, batch 1024": ("panda", ["documented", "--batch-size", "1024"]),
-    "default, UR10": ("ur10", ["default"]),
+    "default": ("panda", ["default", "--no-jit"]),
+    "default, 4 micro-batches": ("panda", ["default", "--no-jit", "--accumulate", "4"]),
+    "default, bf16": ("panda", ["default", "--no-jit", "--precision", "bf16"]),
+    "documented": ("panda", ["documented", "--no-jit"]),
+    "documented, batch 1024": ("panda", ["documented", "--no-jit", "--batch-size", "1024"]),
+    "default, UR10": ("ur10", ["default", "--no-jit"]),
 }
 
 
@@ -45,8 +45,8 @@ def loop_against_step(steps: int, repeats: int) -> dict[str, Any]:
     from mfk.tasks import ik
     from mfk.train.config import make_optimizer, make_schedule
 
-    settings = panda.PRESETS["default"][1]
-    plan = replace(settings.train, steps=steps)
+    settings = panda.PRESETS["default", "--no-jit"][1]
+    plan = replace(settings.train, steps=steps, jit=False)
     chain = kinematics.panda()
     task = ik.ik_task(chain, settings.ik)
     validation = ik.validation_batches(chain, settings.ik, 0, settings.validation_poses)

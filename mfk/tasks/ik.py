@@ -23,7 +23,6 @@ from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
 from mfk.losses import MeanFlowTerms, TimeConfig, draw_times, end_times, flow_matching, jvp_rows, sample
 from mfk.nn import KinematicNet, MeanFlowNet
 from mfk.tasks.ik_loss import (
-    ALPHA_STEPS,
     EPSILON,
     LossConfig,
     check_loss,
@@ -104,7 +103,7 @@ def ik_task(chain: Chain, config: IKConfig) -> Task:
     check_loss(config.loss)
     refuse_unused(config.loss, config.times.jvp_share > 0, "objective")
     # The training's own objective would flatter networks that agree with themselves, or with alpha = 1.
-    scored = replace(config.loss, objective="meanflow", alpha_steps=ALPHA_STEPS, epsilon=EPSILON)
+    scored = replace(config.loss, objective="meanflow", alpha_steps=None, epsilon=EPSILON)
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if batch:

@@ -26,7 +26,7 @@ Objective: TypeAlias = Literal[
 ]
 
 
-ALPHA_STEPS, EPSILON = (0, 2_000), 5e-3
+EPSILON = 5e-3
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LossConfig:
     """Power of the weight, 0 weighs all alike; None: 1 for adaptive, 0.5 for distance."""
     objective: Objective = "meanflow"
     """A loss of mfk.losses for the rows with t > r; the others are flow matching in any case."""
-    alpha_steps: tuple[int, int] = ALPHA_STEPS
-    """alpha_flow: last step with alpha = 1, and first step of its smallest value."""
+    alpha_steps: tuple[int, int] | None = None
+    """alpha_flow, which needs it: last step with alpha = 1, and first step of its smallest value."""
     epsilon: float = EPSILON
     """finite_difference: half of the time that the difference spans."""
 
@@ -56,10 +56,8 @@ def check_loss(config: LossConfig) -> None:
         raise ValueError(f"objective: expected one of {get_args(Objective)}, got {config.objective!r}")
     refuse_unused(config, config.objective == "alpha_flow", "alpha_steps")
     refuse_unused(config, config.objective == "finite_difference", "epsilon")
-    try:
-        losses.alpha_schedule(*config.alpha_steps)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"alpha_steps: {error}") from None
+    if config.objective == "alpha_flow":
+        _alpha(config, 0)
     if not (math.isfinite(config.epsilon) and config.epsilon > 0):
         raise ValueError(f"epsilon: expected a positive number, got {config.epsilon!r}")
     c, p = config.weight_c, config.weight_p
@@ -75,10 +73,19 @@ def check_loss(config: LossConfig) -> None:
 def draw_objective(config: LossConfig, r: Tensor, t: Tensor, seed: int, step: int, rows: Rows) -> Batch:
     """What the objective needs beside r and t: "alpha" [], or "s" of the shape of t."""
     if config.objective == "alpha_flow":
-        return {"alpha": torch.tensor(losses.alpha_schedule(*config.alpha_steps)(step))}
+        return {"alpha": torch.tensor(_alpha(config, step), dtype=r.dtype, device="cpu")}
     if config.objective == "split_meanflow":
         return {"s": losses.split_times(r, t, seed, step, rows)}
     return {}
+
+
+def _alpha(config: LossConfig, step: int) -> float:
+    if config.alpha_steps is None:
+        raise ValueError("alpha_steps: alpha_flow needs the steps that alpha falls between, e.g. 500 2500")
+    try:
+        return losses.alpha_schedule(*config.alpha_steps)(step)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"alpha_steps: {error}") from None
 
 
 def metric_names(config: LossConfig) -> tuple[str, ...]:
@@ -89,7 +96,7 @@ def metric_names(config: LossConfig) -> tuple[str, ...]:
 def objective_terms(
     config: LossConfig, batch: Mapping[str, Tensor], u: Field, teacher: Field
 ) -> MeanFlowTerms | FieldTerms:
-    """The objective on the first len(t) rows of a drawn batch, with `u` and `teacher` (of `shortcut`) for these rows."""
+    """The objective on a drawn batch's first len(t) rows, with `u` and `shortcut`'s `teacher` for these."""
     t = batch["t"]
     n = len(t)
     z, v, r = batch["z"][:n], batch["v"][:n], batch["r"][:n]

@@ -14,6 +14,7 @@ from mfk.core import jit, tree
 from mfk.core.compiler import prepare
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
+from mfk.optim.layout import dense
 from mfk.optim.members import check_each
 from mfk.train.state import Guard, TrainState
 
@@ -155,7 +156,7 @@ def make_train_step(
             carried = _keep_if(found_inf, state.state, carried)
             # One pass over the gradient: the division and the clipping together.
             scale = (1.0 if limit is None else clip_factor(norm, limit)) / divisor
-            grads = _scaled(grads, scale)
+            grads = _scaled(grads, scale, owned=compiled)
             lr = schedule(state.step)
             params, opt = optimizer.update(grads, state.opt, state.params, lr, found_inf=found_inf)
             ema = state.ema
@@ -199,8 +200,12 @@ def _limit(
     return torch.tensor(each, dtype=torch.float64, device=device)
 
 
-def _scaled(grads: Tree, scale: Tensor) -> Tree:
+def _scaled(grads: Tree, scale: Tensor, owned: bool) -> Tree:
+    """The gradient times `scale`; in its own memory where that is `owned`, and no expanded view."""
     values = tree.leaves(grads)
+    if owned and scale.ndim == 0 and all(map(dense, values)):
+        torch._foreach_mul_(values, scale)
+        return grads
     if scale.ndim == 0:
         return tree.unflatten(grads, list(torch._foreach_mul(values, scale)))
     return tree.unflatten(grads, list(torch._foreach_mul(values, [tree.along(scale, x) for x in values])))
