@@ -23,6 +23,7 @@ from mfk.core.types import describe
 
 _aten: Any = torch.ops.aten
 _LIFTS = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default, _aten.lift.default}
+_MADE = {_aten._efficientzerotensor.default, _aten._new_zeros_with_same_feature_meta.default}
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
@@ -55,8 +56,6 @@ def capture(
         TraceError: see `mfk.jit`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    # Its memory of earlier calls forgets how views of zero tangents are laid out, which torch then asserts.
-    mode.cache_enabled = False
     fakes = [mode.from_tensor(x.detach()) for x in leaves]
     beside = {i: mode.from_tensor(c.tensor.detach()) for i, c in around.items() if _plain(c.tensor)}
     kept: list[Any] = []
@@ -65,7 +64,7 @@ def capture(
     def flat(*inputs: Tensor) -> list[Tensor]:
         given = inputs[: len(fakes)]
         stand_ins = dict(zip(beside, inputs[len(fakes) :], strict=True))
-        with Rewriting(), _Watch(given, stand_ins, around, used):
+        with Rewriting(), _Watch(mode, given, stand_ins, around, used):
             outputs = fn(*given)
         kept[:] = [None if isinstance(x, Tensor) else x for x in outputs]
         return [_output(x, stand_ins, used) for x in outputs if isinstance(x, Tensor)]
@@ -93,13 +92,14 @@ class _Watch(TorchDispatchMode):
 
     def __init__(
         self,
+        mode: FakeTensorMode,
         inputs: Sequence[Tensor],
         stand_ins: Mapping[int, Tensor],
         around: Mapping[int, ClosedOver],
         used: dict[int, None],
     ) -> None:
         super().__init__()
-        self.stand_ins, self.around, self.used = stand_ins, around, used
+        self.mode, self.stand_ins, self.around, self.used = mode, stand_ins, around, used
         self.owned = {_storage(x): f"argument {i}" for i, x in enumerate(inputs)}
         self.owned |= {_storage(x): around[i].name for i, x in stand_ins.items()}
 
@@ -128,6 +128,8 @@ class _Watch(TorchDispatchMode):
             )
         if func._schema.is_mutable:
             self._check_writes(func, args, named)
+        # The mode's memory of earlier calls forgets how views of zero tangents lie, which torch then asserts.
+        self.mode.cache_enabled = not (func.is_view or func in _MADE)
         return func(*args, **named)
 
     def _stand_in(self, x: Tensor) -> Tensor:
