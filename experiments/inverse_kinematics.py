@@ -80,7 +80,13 @@ def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, t
         ),
     )  # fmt: skip
     quick = replace(
-        small.train, steps=150, warmup_steps=25, ema_decay=0.98, validate_every=50, checkpoint_every=150
+        small.train,
+        jit=False,  # compiling takes longer than so few steps
+        steps=150,
+        warmup_steps=25,
+        ema_decay=0.98,
+        validate_every=50,
+        checkpoint_every=150,
     )
     documented = replace(
         small,
