@@ -45,7 +45,7 @@ def loop_against_step(steps: int, repeats: int) -> dict[str, Any]:
     from mfk.tasks import ik
     from mfk.train.config import make_optimizer, make_schedule
 
-    settings = panda.PRESETS["default", "--no-jit"][1]
+    settings = panda.PRESETS["default"][1]
     plan = replace(settings.train, steps=steps, jit=False)
     chain = kinematics.panda()
     task = ik.ik_task(chain, settings.ik)
