@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import gc
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import optree
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from mfk.core.compiler.backend import Runner, compile_graph, prepare
+from mfk.core.compiler.backend import Runner, compile_graph, prepare, uncollected
 from mfk.core.compiler.capture import TraceError, capture
 from mfk.core.compiler.closures import ClosedOver, closed_over
 from mfk.core.compiler.fold import fold_zeros
@@ -162,7 +160,7 @@ class Jitted(Generic[P, R]):
         if self._note is not None:
             self._note("compiling; this takes seconds, and less the next time")
         prepare()
-        with _uncollected():
+        with uncollected():
             begun = time.perf_counter()
             lowered = self._lower(leaves, spec)
             traced = time.perf_counter()
@@ -225,18 +223,6 @@ class _Lowered(NamedTuple):
     before: Counts
     after: Counts
     folded: int
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection: looking through the millions of objects made takes a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
