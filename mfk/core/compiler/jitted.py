@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 import warnings
@@ -259,8 +260,25 @@ def _kind(leaf: Any) -> Hashable:
         raise TypeError(
             f"argument: expected tensors, and static leaves that are hashable, got {describe(leaf)}"
         ) from None
-    # 1, 1.0 and True are equal; 0.0 and -0.0 too.
-    return (type(leaf), repr(leaf) if isinstance(leaf, float) else leaf)
+    key = _static(leaf)
+    try:
+        hash(key)
+    except TypeError:  # an object with a hash of its own, of what it holds or not
+        return (type(leaf), leaf)
+    return key
+
+
+def _static(x: Any) -> Hashable:
+    """The type and value of `x` and of what it holds: 1, 1.0 and True are equal; 0.0 and -0.0 too."""
+    if isinstance(x, float | complex):
+        return (type(x), repr(x))
+    if isinstance(x, tuple):
+        return (type(x), tuple(map(_static, x)))
+    if isinstance(x, frozenset):
+        return (type(x), frozenset(map(_static, x)))
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return (type(x), x, tuple(_static(getattr(x, f.name)) for f in dataclasses.fields(x) if f.compare))
+    return (type(x), x)
 
 
 def _surroundings() -> Hashable:
