@@ -56,8 +56,8 @@ def jit(
 
     A kind is: the trees' structure; each tensor's shape, strides, dtype and device; and each other leaf's
     type and value (numbers, strings, functions: they are static, and must be hashable; pass a tensor for what
-    changes). None belongs to the structure. Autocast, the default dtype and the number of threads are part of
-    it too.
+    changes). None belongs to the structure. Autocast, the default dtype and device and the number of threads
+    are part of it too.
 
     The function must be pure:
 
@@ -287,7 +287,8 @@ def _surroundings() -> Hashable:
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in ("cpu", "cuda")
     )
-    return (autocast, torch.get_default_dtype(), torch.get_num_threads(), torch.is_inference_mode_enabled())
+    defaults = (torch.get_default_dtype(), torch.get_default_device())
+    return (autocast, defaults, torch.get_num_threads(), torch.is_inference_mode_enabled())
 
 
 def _refuse_graph(tensors: Sequence[Tensor]) -> None:
