@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import nets
 import optree
@@ -139,6 +139,19 @@ def test_no_product_with_zeros_is_left(name: str) -> None:
     torch.testing.assert_close(got, flat(want), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_gradients_equal_eager_to_rounding(name: str) -> None:
+    make, members, _, after = CASES[name]
+    gradient, args = setting(make, torch.float32, members)
+    f = mfk.jit(gradient, matmul="default")
+    exact, _ = setting(make, torch.float64, members)
+    want = exact(*optree.tree_map(Tensor.double, cast(Any, args)))
+    assert f.report(*args).after.matmuls == after
+    for key, x in f(*args).items():
+        assert x.dtype == torch.float32
+        assert (x.double() - want[key]).abs().max() < 2e-5 * want[key].abs().max(), key
+
+
 def test_no_product_with_zeros_is_left_under_autocast() -> None:
     gradient, args = setting(nets.ResidualMLP, torch.float32)
     f = mfk.jit(gradient)
@@ -261,6 +274,10 @@ ALONE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "pow x": (lambda x: Z(x) ** (x * 0), "pow.Tensor_Tensor"),
     "cosine": (lambda x: Z(x).cos(), "cos.default"),
     "exponential": (lambda x: Z(x).exp(), "exp.default"),
+    "hardtanh above zero": (lambda x: nn.functional.hardtanh(Z(x), 1.0, 2.0), "hardtanh.default"),
+    "clamp above zero": (lambda x: Z(x).clamp(min=1.0), "clamp.default"),
+    "threshold": (lambda x: nn.functional.threshold(Z(x), 1.0, 7.0), "threshold.default"),
+    "softplus": (lambda x: nn.functional.softplus(Z(x)), "softplus.default"),
     "softmax": (lambda x: Z(x).softmax(-1), "_softmax.default"),
     "logarithm": (lambda x: Z(x).log(), "log.default"),
     "mean of nothing": (lambda x: Z(x)[:0].mean(), "mean.default"),
