@@ -222,6 +222,24 @@ def test_without_a_compiler_the_graph_runs_and_one_warning_says_so(tmp_path: Pat
     assert lines(result)[:-1] == ["True", "RuntimeWarning True"]
 
 
+@pytest.mark.slow
+def test_what_was_compiled_before_the_compiler_went_does_no_harm(tmp_path: Path) -> None:
+    script = """
+        import warnings
+        import torch, mfk
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            x = torch.linspace(0, 1, 12).reshape(4, 3)
+            y = mfk.jit(lambda x: x.sum(0).sin() + x)(x)
+            torch.testing.assert_close(y, x.sum(0).sin() + x)
+        print(sum("no working C++ compiler" in str(c.message) for c in caught))
+    """
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    assert lines(python(script, **cache))[0] == "0"
+    assert any(tmp_path.rglob("*.so"))
+    assert lines(python(script, CXX="/nonexistent/g++", **cache))[0] == "1"
+
+
 # The matrix product
 
 
