@@ -9,6 +9,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mfk
 from mfk.core.compiler import Report, TraceError, backend
@@ -183,6 +185,10 @@ class Slotted:
         self.x = x
 
 
+class Classwide:
+    by = torch.ones(2)
+
+
 def line_of(fn: Callable[..., Any], text: str) -> str:
     """file:line of the line of `fn` that contains `text`."""
     lines, first = inspect.getsourcelines(fn)
@@ -199,15 +205,21 @@ def test_a_tensor_that_cannot_be_found_is_refused() -> None:
     def by_c(x: Tensor) -> Tensor:
         return x + next(made)  # here
 
+    def of_the_class(x: Tensor) -> Tensor:
+        return x + Classwide().by  # here
+
     def returned(x: Tensor) -> Tensor:
         return hidden.x
 
-    for fn in (slotted, by_c):
+    for fn in (slotted, by_c, of_the_class):
         with pytest.raises(TraceError, match="neither an argument nor found") as error:
             mfk.jit(fn)(torch.ones(2))
         assert line_of(fn, "# here") in str(error.value)
     with pytest.raises(TraceError, match="made outside the function"):
         mfk.jit(returned)(torch.ones(2))
+    shift = torch.ones(2)
+    with pytest.raises(TraceError, match="neither an argument nor found"):  # a static leaf's own closure
+        mfk.jit(lambda x, k: k(x))(torch.ones(2), lambda x: x + shift)
 
 
 # Leaves
@@ -243,6 +255,50 @@ def test_static_leaves_are_told_apart_by_type_and_value() -> None:
             assert z.dtype == y.dtype and torch.equal(z, y)
             assert math.copysign(1, z.item()) == math.copysign(1, y.item())
     assert f.traces == len(seen) == 9
+
+
+@dataclass(frozen=True)
+class Frozen:
+    factor: Any
+
+
+def test_static_leaves_are_told_apart_by_what_they_hold() -> None:
+    """Each of a pair equals the other in Python."""
+
+    def fn(x: Tensor, k: Any) -> Tensor:
+        k = k.factor if isinstance(k, Frozen) else k
+        k = next(iter(k)) if isinstance(k, frozenset | tuple) else k
+        return x * (k.real if isinstance(k, complex) else k)
+
+    pairs: list[tuple[Any, Any]] = [
+        (Frozen(1), Frozen(1.0)), (Frozen(1), Frozen(True)), (Frozen((1,)), Frozen((1.0,))),
+        (Frozen(0.0), Frozen(-0.0)), (frozenset({1}), frozenset({1.0})), (complex(0.0, 0), complex(-0.0, 0)),
+    ]  # fmt: skip
+    x = torch.tensor([2])
+    for one, other in pairs:
+        assert one == other and hash(one) == hash(other)
+        f = mfk.jit(fn)
+        for k in (one, other, one, other):
+            got, want = f(x, k), fn(x, k)
+            assert got.dtype == want.dtype and torch.equal(got, want), (one, other)
+            assert math.copysign(1, got.item()) == math.copysign(1, want.item())
+        assert f.traces == 2
+
+
+def test_a_static_leaf_may_have_a_hash_of_its_own() -> None:
+    @dataclass(eq=False)
+    class ByIdentity:
+        factors: list[float]
+
+    class Named(Frozen):
+        def __hash__(self) -> int:
+            return 7
+
+    f = mfk.jit(lambda x, k: x * sum(k.factors))
+    one, other = ByIdentity([1.0, 2.0]), ByIdentity([5.0])
+    assert [f(torch.ones(1), k).item() for k in (one, other, one)] == [3, 5, 3] and f.traces == 2
+    g = mfk.jit(lambda x, k: x * k.factor[0])
+    assert [g(torch.ones(1), Named([n])).item() for n in (2.0, 3.0, 2.0)] == [2, 3, 2] and g.traces == 2
 
 
 def test_a_leaf_that_is_not_hashable_is_refused() -> None:
@@ -289,6 +345,22 @@ def test_strides_belong_to_the_kind() -> None:
         assert torch.equal(f(y), y * 2 + 1)
     assert f.traces == 5
     assert torch.equal(f(x + 0), x * 2 + 1) and f.traces == 5
+
+
+@pytest.mark.parametrize("really", [False, True])
+def test_arguments_of_one_memory_are_arguments_of_any(really: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that two arguments were one tensor nor where it began is compiled in."""
+    if really:
+        monkeypatch.setattr("mfk.core.compiler.jitted.compile_graph", backend.compile_graph)
+
+    def fn(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a * 2 + b, a - b
+
+    f, x, y, whole = mfk.jit(fn), numbers(3, 4), numbers(3, 4, seed=1), numbers(6, 4, seed=2)
+    odd = whole.view(-1)[3:15].view(3, 4)  # begins at no multiple of 16 bytes
+    for pair in ((x, x), (x, y), (whole[:3], whole[1:4]), (odd, odd), (y, odd)):
+        torch.testing.assert_close(f(*pair), fn(*pair))
+    assert f.traces == 1
 
 
 def test_lazy_negation_and_conjugation_are_carried_out(compiled: None) -> None:
@@ -360,7 +432,10 @@ def test_writing_to_an_argument_is_refused() -> None:
     def in_jvp(x: Tensor) -> Tensor:
         return jvp(lambda y: y.detach().sin_() * y, (x,), (torch.ones(3),))[1]  # here
 
-    for fn in (direct, view, by_list, out, around, in_grad, in_vmap, in_jvp):
+    def resized(x: Tensor) -> Tensor:
+        return x.resize_(2)  # here
+
+    for fn in (direct, view, by_list, out, around, in_grad, in_vmap, in_jvp, resized):
         x = torch.ones(3)
         with pytest.raises(TraceError, match=r"writes to (argument 0|held)") as error:
             mfk.jit(fn)(x)
@@ -408,7 +483,26 @@ def test_reading_values_is_refused() -> None:
 
         return grad(loss)(x)
 
-    for fn in (item, condition, number, nonzero, mask, unique, in_grad):
+    def in_jvp(x: Tensor) -> Tensor:
+        return jvp(lambda y: y if y.sum() > 0 else -y, (x,), (x,))[1]  # here
+
+    def listed(x: Tensor) -> Tensor:
+        return x * x.tolist()[0]  # here
+
+    def bound(x: Tensor) -> Tensor:
+        return x[: x.long()[0]]  # here
+
+    def compared(x: Tensor) -> Tensor:
+        return x if torch.equal(x, x + 1) else -x  # here
+
+    def close(x: Tensor) -> Tensor:
+        return x if torch.allclose(x, x + 1) else -x  # here
+
+    def repeated(x: Tensor) -> Tensor:
+        return torch.repeat_interleave(x, x.long())  # here
+
+    of_values = (item, condition, number, in_grad, in_jvp, listed, bound, compared, close)
+    for fn in (*of_values, nonzero, mask, unique, repeated):
         with pytest.raises(TraceError, match=r"value of a tensor|shape of the result") as error:
             mfk.jit(fn)(torch.ones(3))
         assert line_of(fn, "# here") in str(error.value), fn.__name__
@@ -440,10 +534,13 @@ def test_random_numbers_are_refused() -> None:
     def in_vmap(x: Tensor) -> Tensor:
         return vmap(lambda row: row + torch.rand_like(row), randomness="different")(x)  # here
 
+    def dropout_in_vmap(x: Tensor) -> Tensor:
+        return vmap(lambda row: nn.functional.dropout(row, 0.5), randomness="same")(x)  # here
+
     def in_jvp(x: Tensor) -> Tensor:
         return jvp(lambda y: nn.functional.dropout(y, 0.5), (x,), (x,))[1]  # here
 
-    for fn in (rand, with_generator, in_place, permutation, dropout, in_vmap, in_jvp):
+    for fn in (rand, with_generator, in_place, permutation, dropout, in_vmap, dropout_in_vmap, in_jvp):
         with pytest.raises(TraceError, match="draws random numbers") as error:
             mfk.jit(fn)(torch.ones(3))
         assert line_of(fn, "# here") in str(error.value), fn.__name__
@@ -517,6 +614,10 @@ def test_inside_other_transforms_it_is_the_plain_function() -> None:
     assert torch.equal(vmap(inner)(rows), vmap(plain)(rows))
     assert torch.equal(jvp(inner, (x,), (v,))[1], jvp(plain, (x,), (v,))[1])
     assert torch.equal(vmap(grad(inner))(rows), vmap(grad(plain))(rows))
+    traced = make_fx(inner)(v)
+    assert torch.equal(traced(x), plain(x))
+    closed = mfk.jit(torch.sin)
+    assert torch.equal(make_fx(closed, tracing_mode="fake")(v)(x), x.sin()) and closed.traces == 0
     assert inner.traces == 0
     outer = mfk.jit(lambda x: grad(inner)(x) + inner(x))
     for _ in range(2):
@@ -624,6 +725,16 @@ def test_default_dtype_belongs_to_the_kind() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert f(2).dtype == torch.float32 and f.traces == 2
+
+
+def test_default_device_belongs_to_the_kind() -> None:
+    f, x = mfk.jit(lambda x: (x + 1, torch.ones(2))), torch.ones(1)
+    assert f(x)[1].device.type == "cpu"
+    with torch.device("meta"):
+        y, made = f(x)
+        assert made.device.type == "meta"
+        assert y.device.type == "cpu" and y.item() == 2
+    assert f(x)[1].device.type == "cpu" and f.traces == 2
 
 
 def test_the_number_of_threads_belongs_to_the_kind() -> None:
