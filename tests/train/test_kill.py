@@ -74,9 +74,11 @@ def result(run):
 
 import time
 
-begun = time.monotonic()
-assert child(root / "whole") == 0
-seconds = time.monotonic() - begun
+seconds = float("inf")
+for name in ("first", "second", "whole"):  # the shortest: a moment after the end of a run kills nothing
+    begun = time.monotonic()
+    assert child(root / name) == 0
+    seconds = min(seconds, time.monotonic() - begun)
 whole = result(root / "whole")
 draw = random.Random(0)
 moments = [dict(kill=k) for k in sorted(draw.sample(range(1, whole["events"] * 3 // 4), 10))]
