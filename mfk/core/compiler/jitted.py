@@ -80,7 +80,7 @@ def jit(
         note: is told, in a line each, when a compilation begins and what it came to.
 
     Returns:
-        The compiled function, with ``traces`` (how often it was traced), ``lower`` and ``report``.
+        The compiled function, with ``traces`` (how often it was traced), ``graph`` and ``report``.
 
     Raises:
         TypeError: `fn` is not callable, or a leaf is neither a tensor nor hashable.

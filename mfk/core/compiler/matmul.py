@@ -1,6 +1,7 @@
 """The fastest matrix product of full fp32 precision that the CPU at hand has.
 
-torch's default (MKL) does not use all of an AMD processor; oneDNN does. `exact_matmul` picks, once a process:
+torch's default (MKL) may leave part of an AMD processor unused; oneDNN uses it. `exact_matmul` picks,
+once a process:
 
 * "onednn": torch sends fp32 products to oneDNN while ``torch.backends.mkldnn.matmul.fp32_precision`` is
   "bf16". That *allows* bf16, which a CPU with AMX would use; one without computes in fp32. Taken only where
