@@ -33,12 +33,14 @@ from mfk.kinematics.rotations import (
     xyzw_to_wxyz,
 )
 from mfk.kinematics.second_order import velocity_product
+from mfk.kinematics.solver import Solution, solve
 from mfk.kinematics.urdf import load_urdf
 
 __all__ = [
     "Chain",
     "Joint",
     "RobotConfig",
+    "Solution",
     "check_joints",
     "check_pose",
     "clip_to_limits",
@@ -72,6 +74,7 @@ __all__ = [
     "sixd_to_matrix",
     "so3_exp",
     "so3_log",
+    "solve",
     "ur10",
     "urdf_text",
     "velocity_product",

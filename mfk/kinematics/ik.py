@@ -10,6 +10,7 @@ from torch import Tensor
 from mfk.core.types import describe
 from mfk.kinematics import fk, rotations
 from mfk.kinematics.chain import Chain
+from mfk.kinematics.normal_equations import gram, solve_positive
 
 
 def pose_error(pose: Tensor, target: Tensor) -> Tensor:
@@ -51,9 +52,9 @@ def damped_step(jacobian: Tensor, error: Tensor, damping: float) -> Tensor:
         raise TypeError(f"error: expected {jacobian.dtype}, the dtype of jacobian, got {error.dtype}")
     e = error.movedim(-1, 0)
     if len(j) < 6:
-        dq = _solve(_gram(j.transpose(0, 1), damping), (j * e).sum(1).unsqueeze(1))[:, 0]
+        dq = solve_positive(gram(j.transpose(0, 1), damping**2), (j * e).sum(1).unsqueeze(1))[:, 0]
     else:
-        dq = (j * _solve(_gram(j, damping), e.unsqueeze(1))[:, 0]).sum(1)
+        dq = (j * solve_positive(gram(j, damping**2), e.unsqueeze(1))[:, 0]).sum(1)
     return dq.movedim(0, -1)
 
 
@@ -68,8 +69,8 @@ def damped_inverse(jacobian: Tensor, damping: float) -> Tensor:
     j = _columns(jacobian, damping)
     across = j.transpose(0, 1)
     if len(j) < 6:
-        return _solve(_gram(across, damping), j).movedim((0, 1), (-2, -1))
-    return _solve(_gram(j, damping), across).movedim((0, 1), (-1, -2))
+        return solve_positive(gram(across, damping**2), j).movedim((0, 1), (-2, -1))
+    return solve_positive(gram(j, damping**2), across).movedim((0, 1), (-1, -2))
 
 
 def least_squares_step(chain: Chain, q: Tensor, target: Tensor, damping: float = 1e-2) -> Tensor:
@@ -138,31 +139,6 @@ def _columns(jacobian: Tensor, damping: float) -> Tensor:
     if jacobian.ndim < 2 or jacobian.shape[-2] != 6:
         raise ValueError(f"jacobian: expected shape [..., 6, dof], got {tuple(jacobian.shape)}")
     return jacobian.movedim((-1, -2), (0, 1))
-
-
-def _gram(columns: Tensor, damping: float) -> Tensor:
-    """Sum of c c^T over the columns [m, k, ...], plus damping^2 I, as [k, k, ...]."""
-    first, *rest = columns.unbind(0)
-    eye = torch.eye(len(first), dtype=first.dtype, device=first.device) * damping**2
-    total = eye.reshape(eye.shape + (1,) * (first.ndim - 1)) + first.unsqueeze(0) * first.unsqueeze(1)
-    for column in rest:
-        total = torch.addcmul(total, column.unsqueeze(0), column.unsqueeze(1))
-    return total
-
-
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve positive definite systems [k, k, ...] x = [k, m, ...] by Gauss-Jordan elimination.
-
-    Each pass scales the first row, takes it off all others, and moves it, one column shorter, to the
-    end; after k passes the right sides hold x. The whole batch is one operand, which for small k costs
-    less than a factorisation per matrix, and a positive definite system needs no pivoting.
-    """
-    rows = torch.cat((matrix, right), dim=1)
-    for _ in range(len(matrix)):
-        head, tail = rows[0], rows[1:]
-        head = head[1:] / head[:1]
-        rows = torch.cat((tail[:, 1:] - tail[:, :1] * head, head.unsqueeze(0)))
-    return rows
 
 
 def _check_poses(pose: Tensor, target: Tensor) -> None:

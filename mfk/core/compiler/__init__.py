@@ -2,8 +2,18 @@
 
 from mfk.core.compiler.backend import prepare
 from mfk.core.compiler.capture import TraceError
-from mfk.core.compiler.jitted import Jitted, jit
+from mfk.core.compiler.jitted import Jitted, jit, refuse_trace
 from mfk.core.compiler.matmul import Matmul, exact_matmul
 from mfk.core.compiler.report import Counts, Report
 
-__all__ = ["Counts", "Jitted", "Matmul", "Report", "TraceError", "exact_matmul", "jit", "prepare"]
+__all__ = [
+    "Counts",
+    "Jitted",
+    "Matmul",
+    "Report",
+    "TraceError",
+    "exact_matmul",
+    "jit",
+    "prepare",
+    "refuse_trace",
+]

@@ -302,6 +302,17 @@ def _refuse_graph(tensors: Sequence[Tensor]) -> None:
                 )
 
 
+def refuse_trace(what: str, instead: str) -> None:
+    """Raise TraceError where a trace of `mfk.jit`, make_fx or torch.compile is on.
+
+    Args:
+        what: cannot be traced, as the error names it.
+        instead: the way out.
+    """
+    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+        raise TraceError(f"{what}: expected to run on numbers, got a trace; {instead}")
+
+
 def _inside_another() -> bool:
     """Whether a trace or a transform is on, which has to see the plain function."""
     return (

@@ -1,0 +1,343 @@
+"""Batched inverse kinematics: from poses to joints, verified, differentiable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from mfk.core import rng
+from mfk.core.compiler import refuse_trace
+from mfk.core.types import Rows, describe
+from mfk.kinematics.chain import Chain
+from mfk.kinematics.ik import check_pose, clip_to_limits
+from mfk.kinematics.implicit import pose_cotangent, pose_twist, solution_map
+from mfk.kinematics.lanes import Search, search
+from mfk.kinematics.levenberg import levenberg_marquardt
+from mfk.kinematics.posture import towards
+from mfk.kinematics.seed_table import nearest_seeds, seed_table
+from mfk.kinematics.task_error import Weights, check_weights, task_distances
+
+Seeds: TypeAlias = Literal["table", "random"] | Tensor | Callable[[Tensor], Tensor]
+
+_BLOCK = 65_536  # poses searched for together; it bounds the memory
+_FROM_TABLE = 4
+_CANDIDATES = 16  # of which the nearest is taken
+
+
+class Solution(NamedTuple):
+    """What `solve` found; with several solutions wanted each field has an axis for them after the batch axes."""
+
+    q: Tensor  # [..., dof], the target's dtype, rad or m
+    converged: Tensor  # [...], bool: both errors of this very q, in float64, are within the tolerance
+    position_error: Tensor  # [...], float64, m
+    rotation_error: Tensor  # [...], float64, rad
+    iterations: Tensor  # [...], int64: steps that all starts for this pose took together
+
+
+class _Plan(NamedTuple):
+    """Everything but tensors."""
+
+    chain: Chain
+    count: int
+    tolerance: tuple[float, float]
+    seed: int
+    seeds: Literal["table", "random"] | Callable[[Tensor], Tensor]
+    weights: Weights | None
+    nearest: bool
+    separation: float
+    starts: int
+    jit: bool
+
+
+def solve(
+    chain: Chain,
+    target: Tensor,
+    q0: Tensor | None = None,
+    *,
+    num_solutions: int = 1,
+    tol: float | tuple[float, float] = 1e-6,
+    seed: int = 0,
+    seeds: Seeds = "table",
+    weights: tuple[float, ...] | None = None,
+    nearest: bool = False,
+    separation: float = 0.01,
+    max_starts: int = 100,
+    jit: bool = False,
+) -> Solution:
+    """Joints whose tip is at the target poses, inside the joint limits.
+
+    Levenberg-Marquardt from several starts, all poses at once; a pose that is done costs nothing more, and
+    one that is not gets further starts, several beside each other, until `max_starts` of them have failed.
+    The search computes in float64, whatever the target's dtype. What is returned is checked once more, as
+    returned, in float64: `converged` is never claimed of anything else. A pose that is out of reach comes
+    back unconverged with the best configuration found.
+
+    Differentiable with respect to `target`, by the implicit function theorem, forwards and backwards and
+    under `vmap`::
+
+        dq = J_free^+ (dp, omega)
+
+    with the undamped pseudo-inverse of the Jacobian: of all changes that follow the target, the smallest
+    (no motion in the null space). A joint that lies on a limit is held, and has derivative zero: the
+    one-sided derivative for targets that keep it there. Where a row is not converged its derivative is zero.
+    There is none with respect to `q0`.
+
+    Args:
+        chain: the robot.
+        target: poses [..., 7] = x y z [m], qw qx qy qz, of the tip in the base frame; float32 or float64.
+            Quaternions may be off unit length by 1e-3, and either sign is the same rotation.
+        q0: where the first start of each pose begins, [dof], or [..., dof] with the target's axes; rad or m.
+        num_solutions: how many distinct ones for each pose. With more than 1 every field of the result has
+            an axis of that length; where fewer were found the rest is NaN, unconverged, with infinite errors.
+        tol: a solution's error is at most this many m and rad; or a pair, one for each.
+        seed: of the starts; the same arguments give the same result.
+        seeds: the starts that come first: "table", the nearest of 100,000 reachable poses; "random", none,
+            so that all are spread evenly over the joints' ranges, as later ones always are; a tensor
+            [..., m, dof] of configurations; or a function that makes them from poses [n, 7].
+        weights: of the errors along the target's x y z and about them; 0 leaves one free: (1, 1, 1, 0, 0, 0)
+            position alone, (1, 1, 1, 1, 1, 0) any turn about the tool's z. None: all six alike.
+        nearest: of up to 16 solutions, each moved in its null space towards `q0`, the nearest to `q0`; with
+            several wanted, they come in the order of their distance. It needs `q0`.
+        separation: solutions are distinct where some joint differs by at least this much (rad or m; turns by
+            a full circle are no difference).
+        max_starts: starts without a (new) solution after which a pose is given up. One of the first 20 takes
+            at most 40 steps, a later one 150; most are given up much sooner.
+        jit: compile the step with `mfk.jit`: several times as fast, after a few seconds at the first call.
+            It pays from about 10^5 poses, or for many calls.
+
+    Raises:
+        TypeError: a tensor of another dtype, or something that is no tensor.
+        ValueError: shapes that do not fit, a pose that is not finite or no unit quaternion (with its row),
+            numbers out of range, or `q0` or seeds that are not finite.
+        mfk.core.TraceError: inside `mfk.jit` or torch.compile: a search ends when it is done, which a graph
+            cannot.
+    """
+    refuse_trace("mfk.kinematics.solve", "call it outside, or take some `least_squares_step` inside")
+    tolerance = (tol, tol) if isinstance(tol, int | float) else tuple(tol)
+    if len(tolerance) != 2 or not all(math.isfinite(x) and x > 0 for x in tolerance):
+        raise ValueError(f"tol: expected a positive number, or two of them (m, rad), got {tol!r}")
+    for name, value in (("num_solutions", num_solutions), ("max_starts", max_starts)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    if not (math.isfinite(separation) and separation > 0):
+        raise ValueError(f"separation: expected a positive number, got {separation!r}")
+    if nearest and q0 is None:
+        raise ValueError("nearest: expected q0, the configuration to be near to, got None")
+    if isinstance(seeds, str) and seeds not in ("table", "random"):
+        raise ValueError(f"seeds: expected 'table', 'random', a tensor or a function, got {seeds!r}")
+    _check_target(target)
+    batch = target.shape[:-1]
+    if q0 is not None:
+        _check_configurations(chain, "q0", q0, (chain.dof,) if q0.ndim == 1 else (*batch, chain.dof))
+        q0 = q0.expand(*batch, chain.dof)
+    given = None
+    if isinstance(seeds, Tensor):
+        per_pose = seeds.shape[-2] if seeds.ndim >= 2 else 0
+        _check_configurations(chain, "seeds", seeds, (*batch, per_pose, chain.dof))
+        given, seeds = seeds, "random"
+    plan = _Plan(
+        chain,
+        num_solutions,
+        cast(tuple[float, float], tolerance),
+        seed,
+        seeds,
+        check_weights(weights),
+        nearest,
+        separation,
+        max_starts,
+        jit,
+    )
+    return Solution(*cast(Any, _Solve.apply(target, q0, given, plan)))
+
+
+class _Solve(torch.autograd.Function):
+    """`solve` with its derivative; the plan is no tensor."""
+
+    @staticmethod
+    def forward(
+        target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        check_pose(target)
+        for name, value in (("q0", q0), ("seeds", given)):
+            if value is not None and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name}: expected finite numbers, got {describe(value)} with others")
+        with torch.no_grad():
+            return tuple(_solve(target, q0, given, plan))  # type: ignore[return-value]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        target, _, _, plan = inputs
+        q, converged, *others = output
+        ctx.plan = plan
+        ctx.mark_non_differentiable(converged, *others)
+        ctx.save_for_backward(target, q, converged)
+        ctx.save_for_forward(target, q, converged)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:  # type: ignore[override]
+        target, q, converged = ctx.saved_tensors
+        matrix = _map(target, q, converged, ctx.plan)
+        twist = (matrix.mT @ cotangents[0].double().unsqueeze(-1)).squeeze(-1)
+        if ctx.plan.count > 1:
+            twist = twist.sum(-2)
+        return pose_cotangent(target.double(), twist).to(target.dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
+        target, q, converged = ctx.saved_tensors
+        twist = pose_twist(target.double(), tangents[0].double())
+        if ctx.plan.count > 1:
+            twist = twist.unsqueeze(-2)
+        matrix = _map(target, q, converged, ctx.plan)
+        return (matrix @ twist.unsqueeze(-1)).squeeze(-1).to(q.dtype), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, target: Tensor, q0: Any, given: Any, plan: _Plan) -> Any:
+        """The mapped axis becomes a batch axis."""
+
+        def front(x: Tensor | None, axis: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            return x.unsqueeze(0).expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)
+
+        return _Solve.apply(
+            front(target, in_dims[0]), front(q0, in_dims[1]), front(given, in_dims[2]), plan
+        ), (0, 0, 0, 0, 0)
+
+
+def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan) -> Solution:
+    chain, device = plan.chain, target.device
+    batch = target.shape[:-1]
+    poses = _unit(target).reshape(-1, 7)
+    count = _CANDIDATES if plan.nearest and plan.count == 1 else plan.count
+    offset = rng.uniform(rng.key(plan.seed, "starts"), Rows.all(1), (chain.dof,), torch.float64)[0].to(device)
+    step = levenberg_marquardt(chain, plan.weights, plan.jit)
+    parts = []
+    for begin in range(0, len(poses), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        wanted = poses[rows]
+        # Where the poses come from nothing, q0 is the first start and the seeds follow it.
+        starts = [] if q0 is None else [q0.reshape(-1, 1, chain.dof)[rows]]
+        if given is not None:
+            starts.append(given.reshape(len(poses), -1, chain.dof)[rows])
+        else:
+            starts.append(_seeds(plan, wanted))
+        seeds = clip_to_limits(chain, torch.cat([x.double() for x in starts], dim=1))
+        task = Search(wanted, seeds, count, plan.tolerance, plan.separation, plan.starts, offset)
+        found = search(chain, step, task)
+        q = found.q
+        # Of a pose without a solution, the best that was found.
+        none = found.number == 0
+        q[:, 0] = torch.where(none.unsqueeze(-1), found.best, q[:, 0])
+        centre = None if q0 is None else q0.reshape(-1, 1, chain.dof)[rows].double()
+        q = _unwound(chain, q, centre)
+        if plan.nearest:
+            q = _nearest(plan, q, wanted, cast(Tensor, centre))
+        q = clip_to_limits(chain, q.to(target.dtype))
+        position, rotation = task_distances(
+            chain, q, wanted.unsqueeze(1).expand(*q.shape[:2], 7), plan.weights
+        )
+        position = torch.where(position.isnan(), torch.inf, position)
+        rotation = torch.where(rotation.isnan(), torch.inf, rotation)
+        converged = (position <= plan.tolerance[0]) & (rotation <= plan.tolerance[1])
+        steps = found.steps.unsqueeze(1).expand(position.shape)
+        parts.append((q, converged, position, rotation, steps))
+    if not parts:
+        empty = poses.new_empty(0, plan.count)
+        parts.append((target.new_empty(0, plan.count, chain.dof), empty.bool(), empty, empty, empty.long()))
+    several = () if plan.count == 1 else (plan.count,)
+    q, *others = (torch.cat(x) for x in zip(*parts, strict=True))
+    return Solution(q.reshape((*batch, *several, chain.dof)), *(x.reshape((*batch, *several)) for x in others))
+
+
+def _seeds(plan: _Plan, target: Tensor) -> Tensor:
+    """The first starts, [n, m, dof]."""
+    chain = plan.chain
+    if plan.seeds == "random":
+        return target.new_empty(len(target), 0, chain.dof)
+    if plan.seeds == "table":
+        turned = 0.3 if plan.weights is None or all(plan.weights[3:]) else 0.0
+        return nearest_seeds(seed_table(chain, target.device), target, _FROM_TABLE, turned)
+    made = cast(Callable[[Tensor], Tensor], plan.seeds)(target)
+    if (
+        not isinstance(made, Tensor)
+        or made.ndim != 3
+        or (made.shape[0], made.shape[2]) != (len(target), chain.dof)
+    ):
+        raise ValueError(
+            f"seeds: expected the function to return [{len(target)}, m, {chain.dof}], got {describe(made)}"
+        )
+    if not bool(torch.isfinite(made).all()):
+        raise ValueError("seeds: expected the function to return finite numbers, got others")
+    return made
+
+
+def _nearest(plan: _Plan, q: Tensor, target: Tensor, q0: Tensor) -> Tensor:
+    """The solutions [n, count, dof] nearest to q0 [n, 1, dof], in the order of their distance."""
+    if plan.count == 1:
+        poses = target.unsqueeze(1).expand(*q.shape[:2], 7)
+        moved = towards(plan.chain, q, poses, q0.expand_as(q), plan.weights, plan.tolerance)
+        q = _unwound(plan.chain, moved, q0)
+    distance = (q - q0).norm(dim=-1)
+    order = torch.argsort(torch.where(distance.isnan(), torch.inf, distance), dim=1, stable=True)[
+        :, : plan.count
+    ]
+    return torch.gather(q, 1, order.unsqueeze(-1).expand(-1, -1, q.shape[-1]))
+
+
+def _unwound(chain: Chain, q: Tensor, centre: Tensor | None) -> Tensor:
+    """Revolute joints moved by full turns: as near to `centre` (or 0) as the limits allow."""
+    columns = []
+    for i, kind in enumerate(chain.kinds):
+        x = q[..., i]
+        if kind != "prismatic":
+            lower, upper = chain.lower_limits[i], chain.upper_limits[i]
+            c = torch.zeros_like(x) if centre is None or kind == "continuous" else centre[..., i]
+            turn = 2 * math.pi
+            x = x - turn * torch.round((x - c) / turn)
+            if kind == "revolute":
+                # The nearest turn may lie outside.
+                x = x + turn * torch.ceil((lower - x) / turn).clamp(min=0)
+                x = x - turn * torch.ceil((x - upper) / turn).clamp(min=0)
+                inside = (x >= lower) & (x <= upper)
+                x = torch.where(inside, x, q[..., i])
+        columns.append(x)
+    return torch.stack(columns, dim=-1)
+
+
+def _map(target: Tensor, q: Tensor, converged: Tensor, plan: _Plan) -> Tensor:
+    poses = _unit(target)
+    if plan.count > 1:
+        poses = poses.unsqueeze(-2).expand(*q.shape[:-1], 7)
+    q = torch.where(converged.unsqueeze(-1), q.double(), 0.0)
+    return solution_map(plan.chain, q, poses, plan.weights, converged)
+
+
+def _unit(target: Tensor) -> Tensor:
+    target = target.double()
+    return torch.cat((target[..., :3], target[..., 3:] / target[..., 3:].norm(dim=-1, keepdim=True)), dim=-1)
+
+
+def _check_target(target: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor [..., 7], got {describe(target)}")
+    if target.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"target: expected float32 or float64, got {target.dtype}")
+    if target.ndim == 0 or target.shape[-1] != 7:
+        raise ValueError(f"target: expected shape [..., 7] = x y z, qw qx qy qz, got {tuple(target.shape)}")
+
+
+def _check_configurations(chain: Chain, name: str, q: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(q, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {describe(q)}")
+    if q.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {q.dtype}")
+    if q.shape != shape:
+        raise ValueError(
+            f"{name}: expected shape {shape}, {chain.dof} joints and the target's leading axes, "
+            f"got {tuple(q.shape)}"
+        )
