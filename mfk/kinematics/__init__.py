@@ -34,6 +34,7 @@ from mfk.kinematics.rotations import (
 )
 from mfk.kinematics.second_order import velocity_product
 from mfk.kinematics.solver import Solution, solve
+from mfk.kinematics.tracking import Track, track
 from mfk.kinematics.urdf import load_urdf
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Joint",
     "RobotConfig",
     "Solution",
+    "Track",
     "check_joints",
     "check_pose",
     "clip_to_limits",
@@ -75,6 +77,7 @@ __all__ = [
     "so3_exp",
     "so3_log",
     "solve",
+    "track",
     "ur10",
     "urdf_text",
     "velocity_product",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mfk.kinematics.chain import Chain
-from mfk.kinematics.levenberg import Step
+from mfk.kinematics.levenberg import Step, open_limits
 
 _SIZES = {"cpu": (64, 512, 4096), "cuda": (1024, 16_384, 65_536)}
 _BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}  # steps; on a GPU a look waits for it
@@ -30,6 +30,7 @@ class Patience(NamedTuple):
 
 _STRICT = Patience(40, 5, 0.5)
 _LENIENT = Patience(150, 20, 0.8)
+_ASIDE = 0.2
 _STRICT_STARTS = 20  # of a pose; later ones get more time: what needs it lies at a limit or a singularity
 
 
@@ -42,6 +43,7 @@ class Search(NamedTuple):
     tolerance: tuple[float, float]  # m, rad
     separation: float  # rad or m: solutions are distinct where some joint differs by more
     starts: int  # without a new solution before a pose is given up
+    redundant: bool  # whether solutions are no isolated points
     offset: Tensor  # [dof], in [0, 1): begin of the sequence of further starts
 
 
@@ -72,21 +74,16 @@ class _Search:
         self.device = device
         kind = device.type if device.type in _SIZES else "cuda"
         self.sizes, self.between = _SIZES[kind], _BETWEEN_LOOKS[kind]
-        endless = torch.tensor(chain.continuous, device=device)
-        lower, upper = chain.lower.to(device), chain.upper.to(device)
-        self.begin, self.extent = lower, upper - lower
-        self.lower = torch.where(endless, -torch.inf, lower).unsqueeze(-1)
-        self.upper = torch.where(endless, torch.inf, upper).unsqueeze(-1)
+        self.lower, self.upper = (x.unsqueeze(-1) for x in open_limits(chain, device))
+        self.begin, self.extent = chain.lower.to(device), (chain.upper - chain.lower).to(device)
         self.turns = torch.tensor([kind != "prismatic" for kind in chain.kinds], device=device)
         self.ratio = _ratios(chain.dof).to(device)
         # The poses.
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         self.q = task.target.new_full((n, task.count, chain.dof), torch.nan)
         self.number, self.steps = zeros.clone(), zeros.clone()
-        self.best, self.least = (
-            task.target.new_full((n, chain.dof), torch.nan),
-            task.target.new_full((n,), torch.inf),
-        )
+        self.best = task.target.new_full((n, chain.dof), torch.nan)
+        self.least = task.target.new_full((n,), torch.inf)
         self.begun, self.running, self.failed = zeros.clone(), zeros.clone(), zeros.clone()
         self.over = torch.zeros(n, dtype=torch.bool, device=device)
         self.untouched = 0  # the first pose that has had no start
@@ -253,11 +250,22 @@ class _Search:
         """Configurations [n, dof]: the seeds first, then points that fill the range of the joints evenly."""
         place = poses.double() * 1009 + attempts.double() + 1
         q = self.begin + self.extent * torch.frac(self.task.offset + place.unsqueeze(-1) * self.ratio)
+        if self.task.redundant and self.task.count > 1:
+            q = torch.where(self._beside(poses, attempts), self._moved(poses, attempts, q), q)
         given = self.task.seeds.shape[1]
         if given:
             seeded = self.task.seeds[poses, attempts.clamp(max=given - 1)]
             q = torch.where((attempts < given).unsqueeze(-1), seeded, q)
         return q
+
+    def _beside(self, poses: Tensor, attempts: Tensor) -> Tensor:
+        """Which starts begin beside a known solution: every second one, [n, 1]."""
+        return ((attempts % 2 == 1) & (self.number[poses] > 0)).unsqueeze(-1)
+
+    def _moved(self, poses: Tensor, attempts: Tensor, q: Tensor) -> Tensor:
+        """Known solutions moved a part of the way to q [n, dof]: a redundant arm's solutions fill a curve."""
+        known = self.q[poses, (attempts // 2) % self.number[poses].clamp(min=1)]
+        return known + _ASIDE * (q - known)
 
 
 def _first_of_each(values: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ def levenberg_marquardt(chain: Chain, weights: Weights | None, jitted: bool) -> 
     return _jitted(chain, weights) if jitted else _plain(chain, weights)
 
 
+def open_limits(chain: Chain, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a step keeps to, [dof] each, float64: the limits, and none for a continuous joint."""
+    endless = torch.tensor(chain.continuous, device=device)
+    lower, upper = chain.lower.to(device), chain.upper.to(device)
+    return torch.where(endless, -torch.inf, lower), torch.where(endless, torch.inf, upper)
+
+
 @lru_cache(maxsize=32)
 def _jitted(chain: Chain, weights: Weights | None) -> Step:
     return jit(_plain(chain, weights))

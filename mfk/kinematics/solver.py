@@ -29,7 +29,7 @@ _CANDIDATES = 16  # of which the nearest is taken
 
 
 class Solution(NamedTuple):
-    """What `solve` found; with several solutions wanted each field has an axis for them after the batch axes."""
+    """What `solve` found; with several solutions wanted, each field has an axis for them after the others."""
 
     q: Tensor  # [..., dof], the target's dtype, rad or m
     converged: Tensor  # [...], bool: both errors of this very q, in float64, are within the tolerance
@@ -216,6 +216,10 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
     count = _CANDIDATES if plan.nearest and plan.count == 1 else plan.count
     offset = rng.uniform(rng.key(plan.seed, "starts"), Rows.all(1), (chain.dof,), torch.float64)[0].to(device)
     step = levenberg_marquardt(chain, plan.weights, plan.jit)
+    redundant = chain.dof > (6 if plan.weights is None else sum(w > 0 for w in plan.weights))
+    # Rounding to float32 costs a part of the tolerance.
+    margin = 1.0 if target.dtype == torch.float64 else 0.25
+    searched = (plan.tolerance[0] * margin, plan.tolerance[1] * margin)
     parts = []
     for begin in range(0, len(poses), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
@@ -227,7 +231,7 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
         else:
             starts.append(_seeds(plan, wanted))
         seeds = clip_to_limits(chain, torch.cat([x.double() for x in starts], dim=1))
-        task = Search(wanted, seeds, count, plan.tolerance, plan.separation, plan.starts, offset)
+        task = Search(wanted, seeds, count, searched, plan.separation, plan.starts, redundant, offset)
         found = search(chain, step, task)
         q = found.q
         # Of a pose without a solution, the best that was found.
@@ -251,7 +255,9 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
         parts.append((target.new_empty(0, plan.count, chain.dof), empty.bool(), empty, empty, empty.long()))
     several = () if plan.count == 1 else (plan.count,)
     q, *others = (torch.cat(x) for x in zip(*parts, strict=True))
-    return Solution(q.reshape((*batch, *several, chain.dof)), *(x.reshape((*batch, *several)) for x in others))
+    return Solution(
+        q.reshape((*batch, *several, chain.dof)), *(x.reshape((*batch, *several)) for x in others)
+    )
 
 
 def _seeds(plan: _Plan, target: Tensor) -> Tensor:

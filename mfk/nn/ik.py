@@ -7,6 +7,7 @@ Both are called as ``net(q, pose, r, t)`` with q [..., dof] in rad (m for a pris
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mfk.core.types import describe
 from mfk.kinematics import (
     Chain,
+    clip_to_limits,
     damped_inverse,
     pose_and_jacobian,
     pose_error,
@@ -25,6 +27,8 @@ from mfk.kinematics import (
 _LINEAR, _ANGULAR, _JOINT, _BEND = 0.08, 0.2, 0.1, 0.03
 # At time r the way left is (1 - r) long, so that rates are divided by it; not past this.
 _LEAST_REMAINING = 0.05
+# What a least-squares step leaves of an error, about.
+_AFTER = 0.2
 
 
 class MeanFlowNet(nn.Module):
@@ -84,6 +88,16 @@ class FilmBlock(nn.Module):
         return h + nn.functional.silu(self.linear2(self.norm2(x)) * (1 + scale) + shift)
 
 
+class _Base(NamedTuple):
+    """A least-squares step to second order, and what it was made of."""
+
+    jacobian: Tensor  # [..., 6, dof]
+    inverse: Tensor  # [..., dof, 6], damped
+    error: Tensor  # [..., 6], m and rad
+    step: Tensor  # [..., dof], to first order
+    bend: Tensor  # [..., dof], its correction
+
+
 class KinematicNet(nn.Module):
     """A small network that knows the robot: it corrects a damped least-squares step in task space.
 
@@ -103,21 +117,25 @@ class KinematicNet(nn.Module):
         blocks: LN-Linear-SiLU-Linear, twice as wide inside.
         damping: λ of J⁺ = Jᵀ(JJᵀ + λ²)⁻¹, in m and rad; it keeps the step bounded near singular poses
             and costs accuracy at regular ones, which the network has to give back.
+        base_steps: how many such steps (clipped to the limits but for the last) it takes before it corrects;
+            it sees the last of them, and how far the others have gone.
     """
 
-    def __init__(self, chain: Chain, width: int = 256, blocks: int = 2, damping: float = 0.07) -> None:
+    def __init__(
+        self, chain: Chain, width: int = 256, blocks: int = 2, damping: float = 0.07, base_steps: int = 1
+    ) -> None:
         """See the class."""
         super().__init__()
-        _check_sizes(width=width, blocks=blocks)
+        _check_sizes(width=width, blocks=blocks, base_steps=base_steps)
         if not (math.isfinite(damping) and damping > 0):
             raise ValueError(f"damping: expected a positive number, got {damping!r}")
-        self.chain, self.damping = chain, damping
+        self.chain, self.damping, self.base_steps = chain, damping, base_steps
         dof = chain.dof
         twist = torch.tensor([_LINEAR] * 3 + [_ANGULAR] * 3)
         self.register_buffer("twist_scale", twist)
         self.register_buffer("lower", torch.tensor(chain.lower_limits))
         self.register_buffer("upper", torch.tensor(chain.upper_limits))
-        features = 6 * dof + 3 + 9 + 6 + 3
+        features = (6 if base_steps == 1 else 7) * dof + 3 + 9 + 6 + 3
         self.enter = nn.Linear(features, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -128,25 +146,27 @@ class KinematicNet(nn.Module):
     def forward(self, q: Tensor, pose: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """Average velocity [..., dof] in rad (or m) per unit of time."""
         _check_inputs(self.chain.dof, q, pose, r, t)
-        here, jacobian = pose_and_jacobian(self.chain, q)
-        inverse = damped_inverse(jacobian, self.damping)
-        error = pose_error(here, pose)
-        step = _apply(inverse, error)
-        # Far from the target the quadratic term is no longer a correction: fade it out beyond 1 rad.
-        trust = 1 / (1 + step.square().sum(-1, keepdim=True).square())
-        bend = -0.5 * trust * _apply(inverse, velocity_product(jacobian, step))
+        here, moved = q, torch.zeros_like(q)
+        for _ in range(self.base_steps - 1):
+            base = self._base(here, pose)
+            here = clip_to_limits(self.chain, here + base.step + base.bend)
+            moved = here - q
+        jacobian, inverse, error, step, bend = self._base(here, pose)
         rate = 1 / (1 - r).clamp(min=_LEAST_REMAINING)
+        # After a step the error is smaller by what divides a reference by such an error.
+        scale = _AFTER ** (self.base_steps - 1)
         features = torch.cat(
             (
-                torch.tanh((q - self.get_buffer("lower")) * 5),
-                torch.tanh((self.get_buffer("upper") - q) * 5),
-                q.sin(),
-                q.cos(),
+                torch.tanh((here - self.get_buffer("lower")) * 5),
+                torch.tanh((self.get_buffer("upper") - here) * 5),
+                here.sin(),
+                here.cos(),
                 2 * pose[..., :3],
                 quaternion_to_matrix(pose[..., 3:]).flatten(-2),
-                error * rate / self.get_buffer("twist_scale"),
-                step * rate / _JOINT,
-                bend * rate / _BEND,
+                error * rate / (scale * self.get_buffer("twist_scale")),
+                step * rate / (scale * _JOINT),
+                bend * rate / (scale * _BEND),
+                *((moved * rate / _JOINT,) if self.base_steps > 1 else ()),
                 r,
                 t,
                 t - r,
@@ -158,8 +178,18 @@ class KinematicNet(nn.Module):
             h = block(h)
         twist, free = self.leave(self.norm(h)).split((6, self.chain.dof), dim=-1)
         free = _JOINT * free
-        passed = 0.25 * self.get_buffer("twist_scale") * twist - _apply(jacobian, free)
-        return (step + bend) * rate + _apply(inverse, passed) + free
+        passed = 0.25 * scale * self.get_buffer("twist_scale") * twist - _apply(jacobian, free)
+        return (moved + step + bend) * rate + _apply(inverse, passed) + free
+
+    def _base(self, q: Tensor, pose: Tensor) -> _Base:
+        here, jacobian = pose_and_jacobian(self.chain, q)
+        inverse = damped_inverse(jacobian, self.damping)
+        error = pose_error(here, pose)
+        step = _apply(inverse, error)
+        # Far from the target the quadratic term is no longer a correction: fade it out beyond 1 rad.
+        trust = 1 / (1 + step.square().sum(-1, keepdim=True).square())
+        bend = -0.5 * trust * _apply(inverse, velocity_product(jacobian, step))
+        return _Base(jacobian, inverse, error, step, bend)
 
 
 class ResidualBlock(nn.Module):

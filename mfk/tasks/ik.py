@@ -45,6 +45,8 @@ class NetConfig:
     """kinematic: residual blocks."""
     damping: float = 0.07
     """kinematic: damping of the pseudo-inverse, in m and rad."""
+    base_steps: int = 1
+    """kinematic: least-squares steps inside the network before it corrects."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,12 @@ ROOTS = ("meanflow_residual", "velocity_norm")
 def ik_model(chain: Chain, config: NetConfig) -> Model:
     """The configured network, called as ``apply(params, buffers, q, pose, r, t)``."""
     if config.network == "documented":
-        refuse_unused(config, False, "width", "blocks", "damping")
+        refuse_unused(config, False, "width", "blocks", "damping", "base_steps")
         return stateless(partial(MeanFlowNet, chain.dof))
     if config.network == "kinematic":
-        return stateless(partial(KinematicNet, chain, config.width, config.blocks, config.damping))
+        return stateless(
+            partial(KinematicNet, chain, config.width, config.blocks, config.damping, config.base_steps)
+        )
     raise ValueError(f"network: expected kinematic or documented, got {config.network!r}")
 
 
