@@ -156,7 +156,7 @@ def run(name: str, settings: IKRun) -> None:
         records[DATA] = ik_files.fingerprints(settings.files)
         for note in (
             *files.notes,
-            "references and start times are the file's; --reference, --sigma, --distribution are not used",
+            "references and start times are the file's; --reference, --sigma, --sigma-max, --distribution are not used",
         ):
             print(f"# note: {note}")
         if settings.run.resume is not None:
@@ -216,7 +216,8 @@ def report(
         "robot": repr(chain),
         "network": f"{settings.ik.net.network}, {tree.size(params):,} parameters"
         + ("" if members is None else f", {settings.train.members} of them; the network alone is the first"),
-        "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad",
+        "references": f"{settings.ik.data.reference}, sigma {settings.ik.data.sigma} rad"
+        + ("" if settings.ik.data.sigma_max is None else f" to {settings.ik.data.sigma_max}"),
         "held-out poses": len(problems.q_target),
         "training": f"{made}, the best of {last}, {settings.train.batch_size} rows each, "
         f"{settings.train.precision}",

@@ -23,6 +23,8 @@ class IKDataConfig:
     """local: q_target plus Gaussian noise; uniform: anywhere in the limits; mixture: each row either."""
     sigma: float = 0.1
     """Standard deviation of a local reference's noise, in rad (m for a prismatic joint)."""
+    sigma_max: float | None = None
+    """Each row's own standard deviation, log-uniform between `sigma` and this; None: all have `sigma`."""
     uniform_share: float = 0.5
     """Share of uniform references in a mixture, in [0, 1]."""
 
@@ -65,6 +67,7 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
     """Solutions uniform in the limits, their poses, and references.
 
         q_target ~ U(lower, upper),   q_reference = clip(q_target + sigma n),  n ~ N(0, I)
+        sigma ~ sigma (sigma_max / sigma)^U(0, 1),  where there is a sigma_max
 
     Args:
         chain: the robot.
@@ -74,7 +77,7 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
         rows: which rows of the global batch.
 
     Raises:
-        ValueError: sigma is not positive, a share outside [0, 1], an unknown kind of reference.
+        ValueError: sigma is not positive, sigma_max not above it, a share outside [0, 1], an unknown kind of reference.
     """
     _check(config)
     lower, upper = (bound.float() for bound in sampling_range(chain))
@@ -88,7 +91,11 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
         reference = anywhere("reference")
     else:
         noise = rng.normal(rng.key(seed, step, "noise"), rows, shape)
-        reference = target + config.sigma * noise
+        sigma: float | Tensor = config.sigma
+        if config.sigma_max is not None:
+            u = rng.uniform(rng.key(seed, step, "sigma"), rows, (1,))
+            sigma = sigma * (config.sigma_max / config.sigma) ** u
+        reference = target + sigma * noise
         if config.reference == "mixture":
             pick = rng.uniform(rng.key(seed, step, "mixture"), rows, (1,)) < config.uniform_share
             reference = torch.where(pick, anywhere("reference"), reference)
@@ -98,9 +105,11 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
 def _check(config: IKDataConfig) -> None:
     if config.reference not in ("local", "uniform", "mixture"):
         raise ValueError(f"reference: expected local, uniform or mixture, got {config.reference!r}")
-    refuse_unused(config, config.reference != "uniform", "sigma")
+    refuse_unused(config, config.reference != "uniform", "sigma", "sigma_max")
     refuse_unused(config, config.reference == "mixture", "uniform_share")
     if not (math.isfinite(config.sigma) and config.sigma > 0):
         raise ValueError(f"sigma: expected a positive number of rad, got {config.sigma!r}")
+    if config.sigma_max is not None and not config.sigma < config.sigma_max < math.inf:
+        raise ValueError(f"sigma_max: expected a number above sigma, {config.sigma}, got {config.sigma_max!r}")
     if not 0 <= config.uniform_share <= 1:
         raise ValueError(f"uniform_share: expected a share in [0, 1], got {config.uniform_share!r}")
