@@ -77,7 +77,8 @@ def draw_ik(chain: Chain, config: IKDataConfig, seed: int, step: int, rows: Rows
         rows: which rows of the global batch.
 
     Raises:
-        ValueError: sigma is not positive, sigma_max not above it, a share outside [0, 1], an unknown kind of reference.
+        ValueError: sigma is not positive, sigma_max not above it, a share outside [0, 1], an unknown kind of
+            reference.
     """
     _check(config)
     lower, upper = (bound.float() for bound in sampling_range(chain))
@@ -110,6 +111,8 @@ def _check(config: IKDataConfig) -> None:
     if not (math.isfinite(config.sigma) and config.sigma > 0):
         raise ValueError(f"sigma: expected a positive number of rad, got {config.sigma!r}")
     if config.sigma_max is not None and not config.sigma < config.sigma_max < math.inf:
-        raise ValueError(f"sigma_max: expected a number above sigma, {config.sigma}, got {config.sigma_max!r}")
+        raise ValueError(
+            f"sigma_max: expected a number above sigma, {config.sigma}, got {config.sigma_max!r}"
+        )
     if not 0 <= config.uniform_share <= 1:
         raise ValueError(f"uniform_share: expected a share in [0, 1], got {config.uniform_share!r}")

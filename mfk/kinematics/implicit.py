@@ -44,9 +44,9 @@ def solution_map(chain: Chain, q: Tensor, target: Tensor, weights: Weights | Non
     free = (~at_limit & holds.unsqueeze(-1)).to(q.dtype)
     columns = jacobian(chain, q) * free.unsqueeze(-2)
     if weights is None:
-        return torch.linalg.pinv(columns)
+        return free.unsqueeze(-1) * torch.linalg.pinv(columns)
     axes = rotations.quaternion_to_matrix(target[..., 3:]).movedim((-2, -1), (0, 1))
     rows = weigh(in_target(columns.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
     eye = torch.eye(6, dtype=q.dtype, device=q.device).expand(*q.shape[:-1], 6, 6)
     selected = weigh(in_target(eye.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
-    return torch.linalg.pinv(rows) @ selected
+    return free.unsqueeze(-1) * (torch.linalg.pinv(rows) @ selected)

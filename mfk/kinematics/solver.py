@@ -123,6 +123,8 @@ def solve(
     for name, value in (("num_solutions", num_solutions), ("max_starts", max_starts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected a whole number, got {seed!r}")
     if not (math.isfinite(separation) and separation > 0):
         raise ValueError(f"separation: expected a positive number, got {separation!r}")
     if nearest and q0 is None:

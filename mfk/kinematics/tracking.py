@@ -16,6 +16,8 @@ from mfk.kinematics.ik import check_pose, clip_to_limits
 from mfk.kinematics.levenberg import Step, levenberg_marquardt, open_limits
 from mfk.kinematics.task_error import Weights, check_weights, task_distances
 
+_LEAST_ROWS = 64
+
 
 class Track(NamedTuple):
     """Joints along a path, and where something kept them from it."""
@@ -102,14 +104,21 @@ def _follow(
     weights: Weights | None,
     jit: bool,
 ) -> Track:
-    path = poses.double().reshape(-1, *poses.shape[-2:])
+    count = math.prod(poses.shape[:-2])
+    path = poses.double().reshape(count, *poses.shape[-2:])
     path = torch.cat((path[..., :3], path[..., 3:] / path[..., 3:].norm(dim=-1, keepdim=True)), -1)
     step = levenberg_marquardt(chain, weights, jit)
     lower, upper = (x.unsqueeze(-1) for x in bounds)
     reach = reach.unsqueeze(-1)
-    q = q0.double().reshape(-1, chain.dof).T.contiguous()
+    q = q0.double().reshape(count, chain.dof).T.contiguous()
+    moving = path
+    if (
+        jit and 0 < count < _LEAST_ROWS
+    ):  # the compiler makes a program for rows of many, which is the fast one
+        q = torch.cat((q, q[:, :1].expand(-1, _LEAST_ROWS - count)), 1)
+        moving = torch.cat((path, path[:1].expand(_LEAST_ROWS - count, -1, -1)))
     found, fast, bound = [], [], []
-    for target in path.unbind(1):
+    for target in moving.unbind(1):
         low, high = torch.maximum(lower, q - reach), torch.minimum(upper, q + reach)
         q = _reach(step, q, target.contiguous(), low, high, tol, max_iterations)
         found.append(q)
@@ -120,7 +129,7 @@ def _follow(
     def over_time(columns: list[Tensor]) -> Tensor:
         if not columns:
             return q.new_empty(shape)
-        return torch.stack(columns).movedim((1, 2), (-1, 0)).reshape(shape)
+        return torch.stack([x[:, :count] for x in columns]).movedim((1, 2), (-1, 0)).reshape(shape)
 
     joints = clip_to_limits(chain, over_time(found).to(poses.dtype))
     position, rotation = task_distances(chain, joints, path.reshape(poses.shape), weights)
