@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from mfk.core.types import Batch, Model, Params
 from mfk.data import LoaderConfig, read_ik
 from mfk.kinematics import Chain, RobotConfig, forward, frames, load_robot
 from mfk.losses import TimeConfig
-from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve, ik_uncertainty
+from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve, ik_uncertainty
 from mfk.train import RunConfig, TrainConfig
 
 Seven = tuple[float, float, float, float, float, float, float]
@@ -70,6 +72,16 @@ class Solve:
     """Least-squares steps after the network."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network into one file, for `mfk.load_ik`, or as a program of torch.export."""
+
+    checkpoint: str
+    """Folder of a run, such as outputs/panda/latest, or of one of its checkpoints."""
+    out: Path
+    """File to write: NAME.npz for mfk.load_ik, NAME.pt2 for torch.export.load."""
+
+
 def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, tuple[str, IKRun]]:
     """The presets of a robot; `default` says which, and how its small network steps."""
     small = replace(
@@ -120,6 +132,7 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             {
                 "evaluate": ("repeat the report with a trained network", Evaluate),
                 "solve": ("answer one pose with a trained network", Solve),
+                "export": ("write a trained network into one file", Export),
             },
             prog=f"{name}.py",
             description=description,
@@ -129,6 +142,8 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             solve(settings)
         elif isinstance(settings, Evaluate):
             evaluate(settings)
+        elif isinstance(settings, Export):
+            export(settings)
         else:
             run(name, settings)
 
@@ -156,7 +171,8 @@ def run(name: str, settings: IKRun) -> None:
         records[DATA] = ik_files.fingerprints(settings.files)
         for note in (
             *files.notes,
-            "references and start times are the file's; --reference, --sigma, --sigma-max, --distribution are not used",
+            "references and start times are the file's; --reference, --sigma, --sigma-max and --distribution "
+            "are not used",
         ):
             print(f"# note: {note}")
         if settings.run.resume is not None:
@@ -299,6 +315,46 @@ def solve(command: Solve) -> None:
     if not bool(ik.within(solution.errors, 5.0, 5.0)):
         print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
         raise SystemExit(1)
+
+
+def export(command: Export) -> None:
+    """Write a run's network into one file, and read it back before saying so."""
+    if command.out.suffix not in (".npz", ".pt2"):
+        raise ValueError(f"--out: expected a name that ends in .npz or .pt2, got {command.out}")
+    checkpoint = Path(command.checkpoint)
+    settings = settings_of(checkpoint)
+    if settings.train.members > 1:
+        raise ValueError(f"--checkpoint: expected one network, {checkpoint} has {settings.train.members}")
+    robot = robot_of(settings, run_of(checkpoint))
+    chain = load_robot(robot)
+    network = trained(settings, chain, checkpoint)
+    described = (
+        {"name": robot.robot} if robot.urdf is None else {"urdf": robot.urdf.read_text(encoding="utf-8")}
+    )
+    run = run_of(checkpoint)
+    record = {
+        "settings": config.to_dict(replace(settings, run=RunConfig())),
+        "made": network.made,
+        "versions": train.read_versions(run),
+    }
+    if (run / "report.json").is_file():
+        record["report"] = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = command.out if command.out.suffix == ".npz" else Path(folder) / "network.npz"
+        ik_pretrained.save_ik(
+            path,
+            network.params,
+            network.buffers,
+            settings.ik.net,
+            {**described, "frame": chain.tip, "base": chain.base},
+            record,
+        )
+        loaded = ik_pretrained.load_ik(path)
+    print(f"{loaded}, {network.made} of {checkpoint}")
+    if command.out.suffix == ".pt2":
+        difference = ik_export.export_ik(loaded, command.out)
+        print(f"read back and compared: differs by at most {difference:.1e} rad")
+    print(f"wrote {command.out}, {command.out.stat().st_size / 1e6:.1f} MB")
 
 
 class Trained(NamedTuple):

@@ -7,6 +7,7 @@ field u(z, r, t) (`mfk.losses`), and one small train step runs any problem (`mfk
 from mfk import core, data, kinematics, losses, nn, optim, tasks, train
 from mfk.core import jit, stateless
 from mfk.losses import sample
+from mfk.tasks import load_ik
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "data",
     "jit",
     "kinematics",
+    "load_ik",
     "losses",
     "nn",
     "optim",

@@ -1,5 +1,17 @@
 """Floor 3: training problems, each of which binds networks, losses and data into a Task."""
 
-from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve
+from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve
+from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
 
-__all__ = ["ik", "ik_compare", "ik_files", "ik_report", "ik_solve"]
+__all__ = [
+    "IK",
+    "ik",
+    "ik_compare",
+    "ik_export",
+    "ik_files",
+    "ik_pretrained",
+    "ik_report",
+    "ik_solve",
+    "load_ik",
+    "save_ik",
+]

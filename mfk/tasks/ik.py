@@ -7,13 +7,13 @@ on the pose that the solution reaches: one step is q = q_reference + u(q_referen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfk.core import rng, stateless
 from mfk.core.config import refuse_unused
@@ -74,16 +74,19 @@ ROOTS = ("meanflow_residual", "velocity_norm")
 """Metrics that the loss reports as squares, to be logged as their root mean squares."""
 
 
-def ik_model(chain: Chain, config: NetConfig) -> Model:
-    """The configured network, called as ``apply(params, buffers, q, pose, r, t)``."""
+def ik_network(chain: Chain, config: NetConfig) -> Callable[[], nn.Module]:
+    """What builds the configured network, called as ``net(q, pose, r, t)``."""
     if config.network == "documented":
         refuse_unused(config, False, "width", "blocks", "damping", "base_steps")
-        return stateless(partial(MeanFlowNet, chain.dof))
+        return partial(MeanFlowNet, chain.dof)
     if config.network == "kinematic":
-        return stateless(
-            partial(KinematicNet, chain, config.width, config.blocks, config.damping, config.base_steps)
-        )
+        return partial(KinematicNet, chain, config.width, config.blocks, config.damping, config.base_steps)
     raise ValueError(f"network: expected kinematic or documented, got {config.network!r}")
+
+
+def ik_model(chain: Chain, config: NetConfig) -> Model:
+    """The configured network, called as ``apply(params, buffers, q, pose, r, t)``."""
+    return stateless(ik_network(chain, config))
 
 
 def ik_field(model: Model, params: Params, buffers: Params, pose: Tensor) -> Field:

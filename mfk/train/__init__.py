@@ -17,7 +17,7 @@ from mfk.train.ensemble import ensemble, member_seed, with_members
 from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
 from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
-from mfk.train.runs import claim_run, versions, write_record
+from mfk.train.runs import claim_run, read_versions, versions, write_record
 from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
@@ -50,6 +50,7 @@ __all__ = [
     "member_seed",
     "open_sink",
     "read_history",
+    "read_versions",
     "resolve_device",
     "save",
     "saved",

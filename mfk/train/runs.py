@@ -158,6 +158,15 @@ def read_record(run: Path) -> dict[str, Any]:
     return yaml12.loads((run / CONFIG).read_text(encoding="utf-8"), str(run / CONFIG))
 
 
+def read_versions(run: Path) -> dict[str, Any]:
+    """What a run's numbers depend on beside its config, as it wrote it when it was started, or last resumed.
+
+    Raises:
+        FileNotFoundError: the folder has no versions.json. ValueError: it cannot be read.
+    """
+    return json.loads((run / VERSIONS).read_text(encoding="utf-8"))
+
+
 def write_result(run: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, which says that the run is over, and how it ended; NaN and infinities as text."""
 

@@ -1,0 +1,63 @@
+"""A trained inverse-kinematics network as a program of torch.export, for use without mfk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfk.kinematics import Chain, clip_to_limits
+from mfk.kinematics.seed_table import seed_table
+from mfk.tasks.ik import ik_network
+from mfk.tasks.ik_pretrained import IK
+
+TOLERANCE = 1e-5  # rad or m
+
+
+class OneStep(nn.Module):
+    """clip(q_ref + u(q_ref, 0, 1; pose)), both [n, ...]."""
+
+    def __init__(self, chain: Chain, net: nn.Module) -> None:
+        """`net` is called as ``net(q, pose, r, t)``."""
+        super().__init__()
+        self.chain, self.net = chain, net
+
+    def forward(self, q_ref: Tensor, pose: Tensor) -> Tensor:
+        """Joints [n, dof] from a reference [n, dof] and a pose [n, 7]."""
+        r = torch.zeros_like(q_ref[:, :1])
+        return clip_to_limits(self.chain, q_ref + self.net(q_ref, pose, r, torch.ones_like(r)))
+
+
+def export_ik(ik: IK, path: Path) -> float:
+    """Write the network's one step as a .pt2 program (q_ref [n, dof], pose [n, 7]) -> q [n, dof], float32.
+
+    The program is read back and compared with the network on other poses, in another number; only then is
+    it at `path`. Returns the greatest difference found, in rad or m.
+
+    Raises:
+        RuntimeError: they differ by more than 1e-5. OSError: the folder cannot be written.
+    """
+    net = ik_network(ik.chain, ik.network)()
+    net.load_state_dict({**ik.params, **ik.buffers})
+    module = OneStep(ik.chain, net).eval()
+    table = seed_table(ik.chain, torch.device("cpu"))
+    batch = torch.export.Dim("n", min=2)
+    shapes: Any = {"q_ref": {0: batch}, "pose": {0: batch}}
+    with torch.no_grad():
+        program = torch.export.export(module, (table.q[:8], table.pose[8:16]), dynamic_shapes=shapes)
+    part = path.with_name(path.name + ".part.pt2")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.export.save(program, part)
+        again = torch.export.load(part).module()
+        q_ref, pose = table.q[100:137], table.pose[137:174]
+        with torch.no_grad():
+            difference = float((again(q_ref, pose) - ik.propose(pose, q_ref)).abs().max())
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"{path}: the exported program differs from the network by {difference:.3g}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return difference
