@@ -228,12 +228,12 @@ def report(
         facts["references"] = f"those of {settings.files.data}"
     out.mkdir(parents=True, exist_ok=True)
     uncertainty = None
+    targets = forward(chain, problems.q_target.double())
     if members is not None:
-        pose = forward(chain, problems.q_target.double())
-        spread = ik_uncertainty.predict(chain, model, *members, pose, problems.q_reference).spread
+        spread = ik_uncertainty.predict(chain, model, *members, targets, problems.q_reference).spread
         found = ik_uncertainty.calibrations(errors[ik_compare.ensemble_name(members[0])], spread)
         uncertainty = settings.train.members, found
-    files = ik_report.write_report(out, results, errors, curves, facts, uncertainty)
+    files = ik_report.write_report(out, results, errors, targets, curves, facts, uncertainty)
     ik_report.print_table(results, f"{len(problems.q_target)} held-out poses of {chain.name}, {chain.tip}")
     if uncertainty is not None:
         print("\n".join(ik_uncertainty.calibration_lines(uncertainty[1])))

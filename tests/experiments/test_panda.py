@@ -60,7 +60,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {
         "checkpoints", "logs", "config.yaml", "versions.json", "history.jsonl", "report.json", "report.md",
-        "error_cdf.png", "loss.png", "error_by_steps.png",
+        "error_cdf.png", "loss.png", "error_by_steps.png", "workspace.png",
     }  # fmt: skip
     history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
     seen = set().union(*history)
