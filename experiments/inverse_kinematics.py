@@ -1,4 +1,4 @@
-"""What panda.py and ur10.py share: the settings, training, the report, evaluating and solving."""
+"""What panda.py and ur10.py share: the settings, training, the report, evaluating, solving and viewing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import ik_view
 import torch
+from torch import Tensor
 
 from mfk import train
 from mfk.core import cli, config, tree
-from mfk.core.types import Batch, Model, Params
-from mfk.data import LoaderConfig, read_ik
+from mfk.core.types import Batch, Model, Params, Rows
+from mfk.data import LoaderConfig, draw_ik, read_ik
 from mfk.kinematics import Chain, RobotConfig, forward, frames, load_robot
 from mfk.losses import TimeConfig
 from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_solve, ik_uncertainty
@@ -70,6 +72,26 @@ class Solve:
     """Least-squares steps after the network."""
 
 
+@dataclass(frozen=True)
+class View:
+    """Watch a solver in a browser, until Ctrl-C; needs the extra `view`."""
+
+    checkpoint: str | None = None
+    """Folder of a run, or of one of its checkpoints; None shows the numerical solver."""
+    port: int = 8_080
+    """Where the browser finds it, on this machine; if it is taken, the next free one."""
+    seed: int = 0
+    """Of the random poses."""
+    robot: Literal["panda", "ur10"] | None = None
+    """Franka Emika Panda or Universal Robots UR10; None: the script's. A checkpoint has its own."""
+    urdf: Path | None = None
+    """URDF file of another robot, in place of `robot`; it needs `frame`."""
+    frame: str | None = None
+    """Link whose pose is solved for; None: panda_hand or tool0."""
+    base: str | None = None
+    """Link that poses are given in; None: the robot's root."""
+
+
 def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, tuple[str, IKRun]]:
     """The presets of a robot; `default` says which, and how its small network steps."""
     small = replace(
@@ -120,6 +142,7 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             {
                 "evaluate": ("repeat the report with a trained network", Evaluate),
                 "solve": ("answer one pose with a trained network", Solve),
+                "view": ("watch a solver in a browser", View),
             },
             prog=f"{name}.py",
             description=description,
@@ -129,6 +152,8 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             solve(settings)
         elif isinstance(settings, Evaluate):
             evaluate(settings)
+        elif isinstance(settings, View):
+            view(presets["default"][1], settings)
         else:
             run(name, settings)
 
@@ -299,6 +324,41 @@ def solve(command: Solve) -> None:
     if not bool(ik.within(solution.errors, 5.0, 5.0)):
         print("not solved within 5 mm and 5 deg: out of reach, or too far from --reference", file=sys.stderr)
         raise SystemExit(1)
+
+
+def view(default: IKRun, command: View) -> None:
+    """Show a trained network, or without a checkpoint the numerical solver, on the robot of `default`."""
+    given = {
+        name: value
+        for name in ("robot", "urdf", "frame", "base")
+        if (value := getattr(command, name)) is not None
+    }
+    network: ik_view.Network | None = None
+    if command.checkpoint is None:
+        settings = default
+        chain = load_robot(replace(default.robot, **given))
+        title = f"**{chain.name}, {chain.tip}**: `mfk.kinematics.solve` from the reference"
+    else:
+        if given:
+            raise ValueError(
+                f"{next(iter(given))}: expected none beside --checkpoint, which has its robot, got {given}"
+            )
+        checkpoint = Path(command.checkpoint)
+        settings = settings_of(checkpoint)
+        chain = load_robot(robot_of(settings, run_of(checkpoint)))
+        model, params, buffers, _, made = trained(settings, chain, checkpoint)
+        title = f"**{chain.name}, {chain.tip}**: network of {checkpoint}, {made}"
+
+        def steps_of(reference: Tensor, pose: Tensor, steps: int) -> Tensor:
+            return ik_solve.solve_pose(chain, model, params, buffers, pose, reference, steps)
+
+        network = steps_of
+
+    def problem(number: int) -> tuple[Tensor, Tensor]:
+        drawn = draw_ik(chain, settings.ik.data, command.seed, number, Rows.all(1))
+        return drawn.q_reference[0].double(), forward(chain, drawn.q_target[0].double())
+
+    ik_view.show(chain, problem, network, command.port, title)
 
 
 class Trained(NamedTuple):
