@@ -17,6 +17,7 @@ A library that is not installed is left out, and said.
 
 from __future__ import annotations
 
+import importlib
 import math
 import statistics
 import tempfile
@@ -113,8 +114,7 @@ class Judge:
 
     def __init__(self, robot: str, chain: kin.Chain) -> None:
         """Read the description of `robot`."""
-        import pinocchio
-
+        pinocchio: Any = importlib.import_module("pinocchio")
         with tempfile.NamedTemporaryFile("w", suffix=".urdf") as file:
             file.write(kin.urdf_text(robot))
             file.flush()
@@ -209,6 +209,7 @@ def with_pinocchio(chain: kin.Chain, robot: str) -> Solver:
     judge = Judge(robot, chain)
     pinocchio, model, data = judge.pinocchio, judge.model, judge.data
     low, high = chain.lower.numpy(), chain.upper.numpy()
+    pinocchio.framesForwardKinematics(model, data, np.zeros(model.nq))  # the base's placement, once for all
 
     def solve(target: Tensor) -> Answers:
         random = np.random.default_rng(0)
@@ -227,8 +228,9 @@ def with_pinocchio(chain: kin.Chain, robot: str) -> Solver:
             q = random.uniform(low, high)
             for _ in range(30):
                 full[judge.order] = q
-                jacobian = pinocchio.computeFrameJacobian(model, data, full, judge.frame, pinocchio.LOCAL)
+                pinocchio.computeJointJacobians(model, data, full)
                 pinocchio.updateFramePlacement(model, data, judge.frame)
+                jacobian = pinocchio.getFrameJacobian(model, data, judge.frame, pinocchio.LOCAL)
                 here = data.oMf[judge.base].inverse() * data.oMf[judge.frame]
                 error = pinocchio.log6(here.inverse() * wanted).vector
                 if np.linalg.norm(error[:3]) < 1e-6 and np.linalg.norm(error[3:]) < 1e-6:

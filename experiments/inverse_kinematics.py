@@ -1,4 +1,4 @@
-"""What panda.py and ur10.py share: the settings, training, the report, evaluating and solving."""
+"""What panda.py and ur10.py share: the settings, training, the report, evaluating, solving and viewing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import ik_view
 import torch
+from torch import Tensor
 
 from mfk import train
 from mfk.core import cli, config, tree
-from mfk.core.types import Batch, Model, Params
-from mfk.data import LoaderConfig, read_ik
+from mfk.core.types import Batch, Model, Params, Rows
+from mfk.data import LoaderConfig, draw_ik, read_ik
 from mfk.kinematics import Chain, RobotConfig, forward, frames, load_robot
 from mfk.losses import TimeConfig
 from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve, ik_uncertainty
@@ -82,6 +84,26 @@ class Export:
     """File to write: NAME.npz for mfk.load_ik, NAME.pt2 for torch.export.load."""
 
 
+@dataclass(frozen=True)
+class View:
+    """Watch a solver in a browser, until Ctrl-C; needs the extra `view`."""
+
+    checkpoint: str | None = None
+    """Folder of a run, or of one of its checkpoints; None shows the numerical solver."""
+    port: int = 8_080
+    """Where the browser finds it, on this machine; if it is taken, the next free one."""
+    seed: int = 0
+    """Of the random poses."""
+    robot: Literal["panda", "ur10"] | None = None
+    """Franka Emika Panda or Universal Robots UR10; None: the script's. A checkpoint has its own."""
+    urdf: Path | None = None
+    """URDF file of another robot, in place of `robot`; it needs `frame`."""
+    frame: str | None = None
+    """Link whose pose is solved for; None: panda_hand or tool0."""
+    base: str | None = None
+    """Link that poses are given in; None: the robot's root."""
+
+
 def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, tuple[str, IKRun]]:
     """The presets of a robot; `default` says which, and how its small network steps."""
     small = replace(
@@ -133,6 +155,7 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
                 "evaluate": ("repeat the report with a trained network", Evaluate),
                 "solve": ("answer one pose with a trained network", Solve),
                 "export": ("write a trained network into one file", Export),
+                "view": ("watch a solver in a browser", View),
             },
             prog=f"{name}.py",
             description=description,
@@ -144,6 +167,8 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             evaluate(settings)
         elif isinstance(settings, Export):
             export(settings)
+        elif isinstance(settings, View):
+            view(presets["default"][1], settings)
         else:
             run(name, settings)
 
@@ -244,12 +269,12 @@ def report(
         facts["references"] = f"those of {settings.files.data}"
     out.mkdir(parents=True, exist_ok=True)
     uncertainty = None
+    targets = forward(chain, problems.q_target.double())
     if members is not None:
-        pose = forward(chain, problems.q_target.double())
-        spread = ik_uncertainty.predict(chain, model, *members, pose, problems.q_reference).spread
+        spread = ik_uncertainty.predict(chain, model, *members, targets, problems.q_reference).spread
         found = ik_uncertainty.calibrations(errors[ik_compare.ensemble_name(members[0])], spread)
         uncertainty = settings.train.members, found
-    files = ik_report.write_report(out, results, errors, curves, facts, uncertainty)
+    files = ik_report.write_report(out, results, errors, targets, curves, facts, uncertainty)
     ik_report.print_table(results, f"{len(problems.q_target)} held-out poses of {chain.name}, {chain.tip}")
     if uncertainty is not None:
         print("\n".join(ik_uncertainty.calibration_lines(uncertainty[1])))
@@ -355,6 +380,41 @@ def export(command: Export) -> None:
         difference = ik_export.export_ik(loaded, command.out)
         print(f"read back and compared: differs by at most {difference:.1e} rad")
     print(f"wrote {command.out}, {command.out.stat().st_size / 1e6:.1f} MB")
+
+
+def view(default: IKRun, command: View) -> None:
+    """Show a trained network, or without a checkpoint the numerical solver, on the robot of `default`."""
+    given = {
+        name: value
+        for name in ("robot", "urdf", "frame", "base")
+        if (value := getattr(command, name)) is not None
+    }
+    network: ik_view.Network | None = None
+    if command.checkpoint is None:
+        settings = default
+        chain = load_robot(replace(default.robot, **given))
+        title = f"**{chain.name}, {chain.tip}**: `mfk.kinematics.solve` from the reference"
+    else:
+        if given:
+            raise ValueError(
+                f"{next(iter(given))}: expected none beside --checkpoint, which has its robot, got {given}"
+            )
+        checkpoint = Path(command.checkpoint)
+        settings = settings_of(checkpoint)
+        chain = load_robot(robot_of(settings, run_of(checkpoint)))
+        model, params, buffers, _, made = trained(settings, chain, checkpoint)
+        title = f"**{chain.name}, {chain.tip}**: network of {checkpoint}, {made}"
+
+        def steps_of(reference: Tensor, pose: Tensor, steps: int) -> Tensor:
+            return ik_solve.solve_pose(chain, model, params, buffers, pose, reference, steps)
+
+        network = steps_of
+
+    def problem(number: int) -> tuple[Tensor, Tensor]:
+        drawn = draw_ik(chain, settings.ik.data, command.seed, number, Rows.all(1))
+        return drawn.q_reference[0].double(), forward(chain, drawn.q_target[0].double())
+
+    ik_view.show(chain, problem, network, command.port, title)
 
 
 class Trained(NamedTuple):

@@ -1,4 +1,4 @@
-"""Train, resume, evaluate and use a one-step inverse-kinematics network for the Franka Panda.
+"""Train, resume, evaluate, use and watch a one-step inverse-kinematics network for the Franka Panda.
 
 python experiments/panda.py                      # the default preset: minutes on two cores
 python experiments/panda.py quick --lr 5e-4
@@ -6,6 +6,7 @@ python experiments/panda.py --data data/panda.pt # rows of a file, see experimen
 python experiments/panda.py --resume             # go on with the newest run
 python experiments/panda.py evaluate --checkpoint outputs/panda/latest
 python experiments/panda.py solve --checkpoint outputs/panda/latest --pose 0.4 0.1 0.5 0 1 0 0
+python experiments/panda.py view --checkpoint outputs/panda/latest      # in a browser
 """
 
 from __future__ import annotations

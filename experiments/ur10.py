@@ -1,4 +1,4 @@
-"""Train, resume, evaluate and use a one-step inverse-kinematics network for the Universal Robots UR10.
+"""Train, resume, evaluate, use and watch a one-step inverse-kinematics network for the Universal Robots UR10.
 
 python experiments/ur10.py                       # the default preset: minutes on two cores
 python experiments/ur10.py quick --lr 5e-4
@@ -6,6 +6,7 @@ python experiments/ur10.py --data data/ur10.pt # rows of a file, see experiments
 python experiments/ur10.py --resume             # go on with the newest run
 python experiments/ur10.py evaluate --checkpoint outputs/ur10/latest
 python experiments/ur10.py solve --checkpoint outputs/ur10/latest --pose 0.6 0.3 0.5 0 1 0 0
+python experiments/ur10.py view --checkpoint outputs/ur10/latest      # in a browser
 """
 
 from __future__ import annotations

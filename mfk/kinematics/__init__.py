@@ -1,7 +1,14 @@
 """Floor 1: rotations, serial chains, forward kinematics, Jacobian, one inverse-kinematics step."""
 
 from mfk.kinematics.chain import Chain, Joint, serial_chain
-from mfk.kinematics.fk import check_joints, forward, forward_matrix, jacobian, pose_and_jacobian
+from mfk.kinematics.fk import (
+    check_joints,
+    forward,
+    forward_matrix,
+    jacobian,
+    joint_positions,
+    pose_and_jacobian,
+)
 from mfk.kinematics.ik import (
     check_pose,
     clip_to_limits,
@@ -52,6 +59,7 @@ __all__ = [
     "forward_matrix",
     "frames",
     "jacobian",
+    "joint_positions",
     "least_squares_step",
     "load_robot",
     "load_urdf",

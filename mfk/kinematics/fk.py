@@ -91,6 +91,44 @@ def forward_matrix(chain: Chain, q: Tensor) -> Tensor:
     return rotations.pose_to_matrix(forward(chain, q))
 
 
+def joint_positions(chain: Chain, q: Tensor) -> Tensor:
+    """Where the joints are: points along the chain in the base frame, [..., dof + 2, 3] in m.
+
+    The first point is the origin of the base frame, point i = 1 ... dof that of the link which joint i
+    carries, the last one that of the tip: what `forward` gives for the chain that ends there, without a
+    second walk for each. A revolute joint's point lies on its axis; a prismatic joint's moves with `q`.
+
+        p_i = p_{i-1} + R_{i-1} o_i (+ q_i z_i for a prismatic joint),    R_i = R_{i-1} C_i J_i(q_i)
+
+    `q` is [..., dof] in rad (m for a prismatic joint), in any leading shape; the dtype is kept. A NaN in
+    `q` gives NaN in the points that the joint moves. The result is strided: its batch axes lie innermost
+    in memory.
+
+    Raises:
+        TypeError: `q` is no float32 or float64 tensor.
+        ValueError: the last axis of `q` is not the chain's dof.
+    """
+    check_joints(chain, q)
+    if q.ndim == 1:
+        # As in `pose_and_jacobian`: no 0-dimensional tensors.
+        return joint_positions(chain, q.unsqueeze(0)).squeeze(0)
+    frame = [_unit_column(k, q[..., 0]) for k in range(3)]
+    point = torch.zeros_like(frame[0])
+    points = [point]
+    for stage, value in zip(chain.stages, q.unbind(-1), strict=True):
+        point = point + _dot(stage.offset, frame)
+        frame = _turned(frame, stage)
+        k, i, j = _planes(stage)
+        if stage.prismatic:
+            point = point + (frame[k] if stage.sign > 0 else -frame[k]) * value
+        else:
+            turn, _ = _turn(value)
+            frame[j], frame[i] = _rotated(frame[j], frame[i], turn)
+        points.append(point)
+    points.append(point + _dot(chain.tip_offset, frame))
+    return torch.stack(points).movedim((0, 1), (-2, -1))
+
+
 def check_joints(chain: Chain, q: Tensor, name: str = "q") -> None:
     """Raise unless `q` is a float32 or float64 tensor [..., dof]; reads no values."""
     if not isinstance(q, torch.Tensor):
@@ -155,10 +193,7 @@ def _columns(chain: Chain, walk: Walk, like: Tensor) -> Tensor:
     frame = [_unit_column(k, like) for k in range(3)]
     linear, angular = [], []
     for stage, (turn, lever) in zip(chain.stages, walk.joints, strict=True):
-        if stage.rotation is not None:
-            frame = [
-                frame[0] * x + frame[1] * y + frame[2] * z for x, y, z in zip(*stage.rotation, strict=True)
-            ]
+        frame = _turned(frame, stage)
         k, i, j = _planes(stage)
         along = frame[k] if stage.sign > 0 else -frame[k]
         if turn is None:
@@ -171,6 +206,13 @@ def _columns(chain: Chain, walk: Walk, like: Tensor) -> Tensor:
     by_joint = [part for pair in zip(linear, angular, strict=True) for part in pair]
     # reshape, not unflatten: torch.compile takes it.
     return torch.stack(by_joint).reshape(chain.dof, 6, *like.shape).movedim((0, 1), (-1, -2))
+
+
+def _turned(frame: list[Tensor], stage: Stage) -> list[Tensor]:
+    """The frame's axes, [3, ...] each, after the stage's constant rotation."""
+    if stage.rotation is None:
+        return frame
+    return [frame[0] * x + frame[1] * y + frame[2] * z for x, y, z in zip(*stage.rotation, strict=True)]
 
 
 def _planes(stage: Stage) -> tuple[int, int, int]:

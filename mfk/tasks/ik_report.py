@@ -6,15 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mfk.core.files import write_atomically
 from mfk.tasks.ik import PoseErrors
 from mfk.tasks.ik_compare import FALLING, SolverResult
 from mfk.tasks.ik_solve import DAMPING
 from mfk.tasks.ik_uncertainty import Calibration, calibration_markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Curves(NamedTuple):
@@ -28,16 +32,18 @@ def write_report(
     folder: Path,
     results: Sequence[SolverResult],
     errors: Mapping[str, PoseErrors],
+    targets: Tensor,
     curves: Curves,
     facts: Mapping[str, Any],
     uncertainty: tuple[int, Mapping[str, Calibration]] | None = None,
 ) -> list[Path]:
-    """Write report.json, report.md and the plots error_cdf.png, loss.png and error_by_steps.png.
+    """Write report.json, report.md and the plots error_cdf, loss, error_by_steps and workspace (.png).
 
     Args:
         folder: the run's folder.
         results: as from `compare`.
         errors: as from `compare`.
+        targets: the held-out poses that the errors are of, [rows, 7] = x y z [m], qw qx qy qz.
         curves: the course of the training.
         facts: what else the report states: robot, seed, times, versions.
         uncertainty: of an ensemble: its number of members, and `calibrations`.
@@ -52,7 +58,7 @@ def write_report(
     written = [folder / "report.json", folder / "report.md"]
     write_atomically(written[0], json.dumps(report, indent=2) + "\n")
     write_atomically(written[1], _markdown(results, facts, uncertainty))
-    return [*written, *_plots(folder, results, errors, curves)]
+    return [*written, *_plots(folder, results, errors, targets, curves)]
 
 
 def table(results: Sequence[SolverResult]) -> tuple[list[str], list[list[str]]]:
@@ -111,6 +117,7 @@ def _markdown(
         "![error](error_cdf.png)",
         "![loss](loss.png)",
         "![error by steps](error_by_steps.png)",
+        "![workspace](workspace.png)",
         "",
     ]
     return "\n".join(lines)
@@ -120,6 +127,7 @@ def _plots(
     folder: Path,
     results: Sequence[SolverResult],
     errors: Mapping[str, PoseErrors],
+    targets: Tensor,
     curves: Curves,
 ) -> list[Path]:
     # The object interface needs no display and leaves matplotlib's global state alone.
@@ -182,4 +190,56 @@ def _plots(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save(figure, "error_by_steps.png")
+    save(_workspace(errors["network, 1 step"], targets), "workspace.png")
     return written
+
+
+def _workspace(errors: PoseErrors, targets: Tensor) -> Figure:
+    """Where in the workspace the errors are: target positions [rows, 7] from the side and from above."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    figure = Figure(figsize=(11, 5.1), layout="compressed")
+    panels = figure.subplots(1, 2)
+    millimetres = errors.position * 1e3
+    # A few poses are far better or worse than the others; they get the colours of the ends.
+    low, high = millimetres.clamp(min=1e-6).quantile(millimetres.new_tensor((0.02, 0.98))).tolist()
+    scale = LogNorm(low, max(high, 1.01 * low), clip=True)
+    # A panel flattens the workspace: no small error shall hide a large one behind it.
+    order = millimetres.argsort()
+    x, y, z = targets[order, :3].unbind(-1)
+    # One scale for both panels, the base in the picture.
+    ranges = [(min(float(v.min()), 0.0), max(float(v.max()), 0.0)) for v in (x, y, z)]
+    half = 0.53 * max(upper - lower for lower, upper in ranges)
+    limits = [((lower + upper) / 2 - half, (lower + upper) / 2 + half) for lower, upper in ranges]
+    for axes, title, up, name, span in (
+        (panels[0], "side view", z, "z", limits[2]),
+        (panels[1], "top view", y, "y", limits[1]),
+    ):
+        axes.scatter(x, up, c=millimetres[order], norm=scale, cmap="viridis", s=8, linewidths=0)
+        axes.plot(0, 0, "P", color="black", markeredgecolor="white", markersize=10)
+        axes.annotate(
+            "base",
+            (0, 0),
+            (8, 5),
+            textcoords="offset points",
+            fontsize=8,
+            bbox=dict(fc="white", ec="none", pad=1),
+        )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("x [m]")
+        axes.set_ylabel(f"{name} [m]")
+        axes.set(xlim=limits[0], ylim=span, aspect="equal")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.colorbar(
+        panels[0].collections[0],
+        ax=panels,
+        extend="both",
+        ticks=LogLocator(subs=(1, 2, 5)),
+        format="{x:g}",
+        label="position error of one network step [mm]",
+    ).ax.minorticks_off()
+    figure.suptitle(f"{len(targets):,} held-out target positions, large errors in front", fontsize=11)
+    return figure

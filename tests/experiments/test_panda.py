@@ -60,7 +60,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {
         "checkpoints", "logs", "config.yaml", "versions.json", "history.jsonl", "report.json", "report.md",
-        "error_cdf.png", "loss.png", "error_by_steps.png",
+        "error_cdf.png", "loss.png", "error_by_steps.png", "workspace.png",
     }  # fmt: skip
     history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
     seen = set().union(*history)
@@ -118,6 +118,26 @@ def test_solve_answers_with_joints_and_error(
     # The joints are printed to 1e-6 rad.
     assert stated[0] == pytest.approx(float(error[:3].norm()) * 1e3, abs=3e-3)
     assert stated[1] == pytest.approx(math.degrees(float(error[3:].norm())), abs=1e-3)
+
+
+def test_view_shows_the_network_of_the_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(inverse_kinematics.ik_view, "show", lambda *given: shown.append(given))
+    run(monkeypatch, "view", "--checkpoint", str(finished), "--port", "8099")
+    [(chain, problem, network, port, title)] = shown
+    assert chain == kinematics.panda() and port == 8099 and str(finished) in title
+    reference, pose = problem(3)
+    found = inverse_kinematics.trained(inverse_kinematics.settings_of(finished), chain, finished)
+    u = inverse_kinematics.ik.ik_field(found.model, found.params, found.buffers, pose.float())
+    zero, half, one = (torch.full((1,), x) for x in (0.0, 0.5, 1.0))
+    with torch.no_grad():
+        z = reference.float()
+        whole = z + u(z, zero, one)
+        z = z + 0.5 * u(z, zero, half)
+        halves = z + 0.5 * u(z, half, one)
+        for steps, expected in ((1, whole), (2, halves)):
+            expected = kinematics.clip_to_limits(chain, expected)
+            torch.testing.assert_close(network(reference, pose, steps), expected)
 
 
 def test_presets_and_dry_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,13 @@ def test_mixed_joints_against_a_product_of_matrices() -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-15)
 
 
+def points_by_matrices(joints: list[kin.Joint], q: list[float]) -> np.ndarray:
+    """The base, the origin after each moving joint, the tip: products of ever more matrices."""
+    moving = [i + 1 for i, joint in enumerate(joints) if joint.kind != "fixed"]
+    parts = [0, *moving, len(joints)]
+    return np.stack([by_matrices(joints[:count], q)[:3, 3] for count in parts])
+
+
 ANGLE = st.one_of(st.sampled_from([0.0, math.pi / 2, -math.pi / 2, math.pi]), st.floats(-3.2, 3.2))
 TRIPLE = st.tuples(*[st.one_of(st.just(0.0), st.floats(-1.0, 1.0))] * 3)
 AXIS = st.one_of(
@@ -100,6 +107,48 @@ def test_any_chain_is_the_product_of_its_matrices(joints: list[kin.Joint], value
     expected = torch.from_numpy(by_matrices(joints, values[:dof]))
     torch.testing.assert_close(kin.forward_matrix(chain, q), expected, rtol=0, atol=3e-14)
     check_jacobian(chain, q.unsqueeze(0))
+    points = torch.from_numpy(points_by_matrices(joints, values[:dof]))
+    torch.testing.assert_close(kin.joint_positions(chain, q), points, rtol=0, atol=3e-14)
+
+
+def test_joint_positions_of_mixed_joints_against_a_product_of_matrices() -> None:
+    for q in random_q(mixed(), 20):
+        expected = torch.from_numpy(points_by_matrices(MIXED, q.tolist()))
+        torch.testing.assert_close(kin.joint_positions(mixed(), q), expected, rtol=0, atol=2e-15)
+
+
+@pytest.mark.parametrize(
+    ("robot", "links", "tip"),
+    [
+        (kin.panda, [f"panda_link{i}" for i in range(1, 8)], "panda_hand_tcp"),
+        (
+            kin.ur10,
+            [
+                "shoulder_link",
+                "upper_arm_link",
+                "forearm_link",
+                "wrist_1_link",
+                "wrist_2_link",
+                "wrist_3_link",
+            ],
+            "ee_link",
+        ),
+    ],
+)
+def test_joint_positions_are_those_of_the_links(
+    robot: Callable[[str], kin.Chain], links: list[str], tip: str
+) -> None:
+    chain = robot(tip)
+    q = random_q(chain, 2, 5)
+    points = kin.joint_positions(chain, q)
+    assert bool((points[..., 0, :] == 0).all())
+    for i, link in enumerate(links, start=1):
+        expected = kin.forward(robot(link), q[..., :i])[..., :3]
+        torch.testing.assert_close(points[..., i, :], expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(points[..., -1, :], kin.forward(chain, q)[..., :3], rtol=0, atol=1e-14)
+    single = kin.joint_positions(chain, q.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), points, rtol=0, atol=3e-6)
 
 
 def test_an_axis_of_zero_length_is_refused() -> None:
@@ -147,11 +196,16 @@ def test_leading_shapes(chain: kin.Chain, shape: tuple[int, ...]) -> None:
     pose, jacobian = kin.pose_and_jacobian(chain, q)
     assert pose.shape == (*shape, 7)
     assert jacobian.shape == (*shape, 6, chain.dof)
+    points = kin.joint_positions(chain, q)
+    assert points.shape == (*shape, chain.dof + 2, 3)
     flat = q.reshape(-1, chain.dof)
     for i, row in enumerate(flat):
         torch.testing.assert_close(pose.reshape(-1, 7)[i], kin.forward(chain, row), rtol=0, atol=1e-15)
         torch.testing.assert_close(
             jacobian.reshape(-1, 6, chain.dof)[i], kin.jacobian(chain, row), rtol=0, atol=1e-15
+        )
+        torch.testing.assert_close(
+            points.reshape(-1, chain.dof + 2, 3)[i], kin.joint_positions(chain, row), rtol=0, atol=1e-15
         )
 
 
@@ -170,6 +224,7 @@ def test_quaternions_are_unit_and_canonical(chain: kin.Chain) -> None:
 TRANSFORMED: list[Callable[[kin.Chain, Tensor], Tensor]] = [
     kin.forward,
     kin.jacobian,
+    kin.joint_positions,
     lambda chain, q: kin.least_squares_step(chain, q, kin.forward(chain, torch.full_like(q, 0.1))),
 ]
 
@@ -254,6 +309,8 @@ def test_nan_passes_through_without_an_exception() -> None:
     pose = kin.forward(kin.panda(), q)
     assert bool(torch.isfinite(pose[0]).all())
     assert bool(pose[1].isnan().any())
+    points = kin.joint_positions(kin.panda("panda_hand_tcp"), torch.tensor([0.0] * 5 + [math.nan, 0.0]))
+    assert bool(torch.isfinite(points[:7]).all()) and bool(points[7:].isnan().any(-1).all())
 
 
 @pytest.mark.parametrize(
@@ -267,6 +324,6 @@ def test_nan_passes_through_without_an_exception() -> None:
     ],
 )
 def test_wrong_joints(q: Tensor, kind: type[Exception], words: str) -> None:
-    for fn in (kin.forward, kin.jacobian, kin.pose_and_jacobian, kin.forward_matrix):
+    for fn in (kin.forward, kin.jacobian, kin.pose_and_jacobian, kin.forward_matrix, kin.joint_positions):
         with pytest.raises(kind, match=words):
             fn(kin.panda(), q)

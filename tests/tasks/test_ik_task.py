@@ -218,10 +218,15 @@ def test_report_files_and_baselines(tmp_path) -> None:
     assert found["1 least-squares step"].within_5mm_5deg == pytest.approx(0.334, abs=0.04)
     assert found["untrained network"].within_5mm_5deg == found["network, 1 step"].within_5mm_5deg
     files = ik_report.write_report(
-        tmp_path, results, errors, ik_report.Curves([(1, 0.1), (2, 0.05)], []), {"robot": "panda"}
+        tmp_path,
+        results,
+        errors,
+        kinematics.forward(CHAIN, problems.q_target.double()),
+        ik_report.Curves([(1, 0.1), (2, 0.05)], []),
+        {"robot": "panda"},
     )
     assert sorted(f.name for f in files) == [
-        "error_by_steps.png", "error_cdf.png", "loss.png", "report.json", "report.md"
+        "error_by_steps.png", "error_cdf.png", "loss.png", "report.json", "report.md", "workspace.png"
     ]  # fmt: skip
     assert all(f.stat().st_size > 300 for f in files)
     report = json.loads((tmp_path / "report.json").read_text())
