@@ -18,7 +18,7 @@ from torch import Tensor
 from mfk import train
 from mfk.core import cli, config, tree
 from mfk.core.types import Batch, Model, Params, Rows
-from mfk.data import LoaderConfig, draw_ik, read_ik
+from mfk.data import IKDataConfig, LoaderConfig, draw_ik, read_ik
 from mfk.kinematics import Chain, RobotConfig, forward, frames, load_robot
 from mfk.losses import TimeConfig
 from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve, ik_uncertainty
@@ -122,6 +122,11 @@ def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, t
         validate_every=50,
         checkpoint_every=150,
     )
+    shipped = replace(
+        small,
+        ik=ik.IKConfig(net=ik.NetConfig(base_steps=2), data=IKDataConfig(sigma=0.05, sigma_max=0.5)),
+        train=replace(small.train, steps=6_000),
+    )
     documented = replace(
         small,
         ik=ik.IKConfig(
@@ -137,6 +142,10 @@ def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, t
     )  # fmt: skip
     return {
         "default": ("the kinematics-aware network; under five minutes on two CPU cores", small),
+        "shipped": (
+            "what the weights of the package were trained with; ten minutes on a core or two",
+            shipped,
+        ),
         "quick": ("the same network, a short look in under 45 seconds", replace(small, train=quick)),
         "documented": (
             "the original document's network and settings, with the sound identity; days on a CPU",
