@@ -124,7 +124,11 @@ def presets(default: IKRun, steps: int = 2_000, lr: float = 1e-3) -> dict[str, t
     )
     shipped = replace(
         small,
-        ik=ik.IKConfig(net=ik.NetConfig(base_steps=2), data=IKDataConfig(sigma=0.05, sigma_max=0.5)),
+        ik=replace(
+            small.ik,
+            net=replace(small.ik.net, base_steps=2),
+            data=IKDataConfig(sigma=0.05, sigma_max=0.5),
+        ),
         train=replace(small.train, steps=6_000),
     )
     documented = replace(

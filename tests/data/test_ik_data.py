@@ -41,6 +41,19 @@ def test_local_noise_has_the_configured_deviation() -> None:
     assert abs(float(noise.mean())) < 5e-4
 
 
+def test_sigmas_are_spread_evenly_over_their_logarithms() -> None:
+    got = draw_ik(PANDA, IKDataConfig(sigma=0.001, sigma_max=0.1), 0, 0, Rows.all(20_000))
+    inside = ((got.q_target - PANDA.lower > 0.6) & (PANDA.upper - got.q_target > 0.6)).all(-1)
+    size = (got.q_reference - got.q_target)[inside].double().square().mean(-1).sqrt().log10()
+    # A root mean square of seven scatters about its sigma, and lies 0.03 below it.
+    assert float(size.mean()) == pytest.approx(-2.03, abs=0.02)
+    assert float(size.quantile(0.1)) == pytest.approx(-2.8, abs=0.06)
+    assert float(size.quantile(0.9)) == pytest.approx(-1.2, abs=0.06)
+    whole = draw_ik(PANDA, IKDataConfig(sigma=0.05, sigma_max=0.5), 3, 4, Rows.all(10))
+    part = draw_ik(PANDA, IKDataConfig(sigma=0.05, sigma_max=0.5), 3, 4, Rows(range(1, 10, 3), 10))
+    torch.testing.assert_close(whole.q_reference[1::3], part.q_reference, rtol=0, atol=1e-7)
+
+
 def test_mixture_share() -> None:
     got = draw_ik(PANDA, IKDataConfig("mixture", uniform_share=0.3), 0, 0, Rows.all(20_000))
     far = (got.q_reference - got.q_target).norm(dim=-1) > 1.0
@@ -92,6 +105,7 @@ def test_a_setting_without_effect_is_refused() -> None:
     for config, name in (
         (IKDataConfig("uniform", sigma=0.3), "sigma"),
         (IKDataConfig("local", uniform_share=0.1), "uniform_share"),
+        (IKDataConfig("uniform", sigma_max=0.5), "sigma_max"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: .* no effect"):
             draw_ik(PANDA, config, 0, 0, Rows.all(4))
@@ -102,6 +116,8 @@ def test_a_setting_without_effect_is_refused() -> None:
     [
         (IKDataConfig(sigma=0.0), "sigma"),
         (IKDataConfig(sigma=float("nan")), "sigma"),
+        (IKDataConfig(sigma=0.2, sigma_max=0.2), "sigma_max"),
+        (IKDataConfig(sigma=0.2, sigma_max=float("inf")), "sigma_max"),
         (IKDataConfig("mixture", uniform_share=1.2), "uniform_share"),
         (IKDataConfig("global"), "reference"),  # pyright: ignore[reportArgumentType]
     ],

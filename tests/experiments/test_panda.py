@@ -10,14 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import inverse_kinematics
 import panda
 import pytest
 import torch
+import ur10
 
+import mfk
 from mfk import kinematics, train
+from mfk.core import config
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "panda.py"
 TINY = [
@@ -118,6 +123,37 @@ def test_solve_answers_with_joints_and_error(
     # The joints are printed to 1e-6 rad.
     assert stated[0] == pytest.approx(float(error[:3].norm()) * 1e3, abs=3e-3)
     assert stated[1] == pytest.approx(math.degrees(float(error[3:].norm())), abs=1e-3)
+
+
+def test_export_writes_a_file_for_load_ik_and_a_program(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights, program = tmp_path / "panda.npz", tmp_path / "panda.pt2"
+    run(monkeypatch, "export", "--checkpoint", str(finished), "--out", str(weights))
+    run(monkeypatch, "export", "--checkpoint", str(finished), "--out", str(program))
+    assert "read back and compared" in capfd.readouterr().out
+    loaded = mfk.load_ik(weights)
+    best = inverse_kinematics.trained(inverse_kinematics.settings_of(finished), loaded.chain, finished)
+    assert all(torch.equal(loaded.params[name], x) for name, x in best.params.items())
+    assert loaded.record["settings"]["train"]["steps"] == 60 and "results" in loaded.record["report"]
+    q = torch.zeros(3, 7) + (loaded.chain.lower + loaded.chain.upper).float() / 2
+    pose = kinematics.forward(loaded.chain, q + 0.05)
+    with torch.no_grad():
+        got = torch.export.load(program).module()(q, pose)
+    torch.testing.assert_close(got, loaded.propose(pose, q), rtol=0, atol=1e-5)
+    message = fails(
+        monkeypatch, capfd, "export", "--checkpoint", str(finished), "--out", str(tmp_path / "x.onnx")
+    )
+    assert "--out: expected a name that ends in .npz or .pt2" in message
+
+
+@pytest.mark.parametrize("robot", [panda, ur10])
+def test_the_shipped_weights_are_those_of_the_preset(robot: ModuleType) -> None:
+    settings = robot.PRESETS["shipped"][1]
+    record = mfk.load_ik(settings.robot.robot).record
+    made = config.from_dict(inverse_kinematics.IKRun, record["settings"])
+    plain = replace(settings, train=replace(settings.train, threads=made.train.threads))
+    assert replace(made, run=plain.run) == plain
 
 
 def test_view_shows_the_network_of_the_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,26 @@ def test_second_order_beats_first_order() -> None:
     assert errors[1] < 0.3 * errors[0]
 
 
+def test_base_steps_follow_each_other_inside_the_network() -> None:
+    chain = kinematics.panda()
+    once = KinematicNet(chain).double()
+    q = torch.stack(
+        (0.5 * (chain.lower + chain.upper), chain.lower + 0.02)
+    )  # the second one meets its limits
+    target = kinematics.forward(chain, q + 0.3 * torch.cos(torch.arange(7.0).double()))
+    zero = torch.zeros(2, 1, dtype=torch.float64)
+    expected = q
+    for last in (False, False, True):
+        expected = expected + once(expected, target, zero, zero + 1)
+        if not last:
+            expected = kinematics.clip_to_limits(chain, expected)
+    thrice = KinematicNet(chain, base_steps=3).double()
+    torch.testing.assert_close(q + thrice(q, target, zero, zero + 1), expected, rtol=0, atol=1e-12)
+    # Half of the way left, twice the rate.
+    u = thrice(q, target, zero + 0.5, zero + 1)
+    torch.testing.assert_close(q + 0.5 * u, expected, rtol=0, atol=1e-12)
+
+
 def nets() -> list[tuple[torch.nn.Module, int]]:
     torch.manual_seed(0)
     found: list[tuple[torch.nn.Module, int]] = [
@@ -100,6 +120,7 @@ def nets() -> list[tuple[torch.nn.Module, int]]:
     ]
     found.append((KinematicNet(kinematics.panda(), width=16, blocks=1), 7))
     found.append((KinematicNet(kinematics.ur10(), width=16, blocks=1), 6))
+    found.append((KinematicNet(kinematics.panda(), width=16, blocks=1, base_steps=2), 7))
     for net, _ in found:
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.3)
