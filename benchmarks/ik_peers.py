@@ -10,7 +10,7 @@ shipped network, each with what its starts cost; plain, and with the step compil
 they are made to be: one pose at a time, pytorch_kinematics in one batch.
 
     pip install -e ".[bench]"
-    python benchmarks/ik_peers.py [--robot panda|ur10] [--poses N] [--out FILE] [--plot FILE]
+    python benchmarks/ik_peers.py [--poses N] [--repeats N] [--out FILE] [--plot FILE]
 
 A library that is not installed is left out, and said.
 """
@@ -58,27 +58,55 @@ Solver = Callable[[Tensor], Answers]
 def main() -> None:
     """Measure, print the table and the checks, and write the JSON and the plot."""
     parser = timing.parser(__doc__, repeats=3)
-    parser.add_argument("--robot", choices=("panda", "ur10"), default="panda")
     parser.add_argument("--poses", type=int, default=10_000)
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.set_defaults(threads=1)
     arguments = timing.parse(parser)
-    network = mfk.load_ik(arguments.robot)
-    chain = network.chain
-    lower, upper = sampling_range(chain)
-    u = rng.uniform(rng.key(0, "ik_peers"), Rows.all(arguments.poses), (chain.dof,), torch.float64)
     if arguments.poses < BATCHES[-1]:
         parser.error(f"--poses: expected at least {BATCHES[-1]}")
-    target = kin.forward(chain, lower + u * (upper - lower)).contiguous()
-    judge = Judge(arguments.robot, chain)
-    solvers, missing = all_solvers(network, arguments.robot)
-    for line in missing:
+    tables: dict[str, list[dict[str, Any]]] = {}
+    checks: list[timing.Check] = []
+    left_out: list[str] = []
+    for robot in ("panda", "ur10"):
+        rows, missing = compare(robot, arguments.poses, arguments.repeats)
+        show(robot, rows)
+        tables[robot] = [{"solver": name, **row} for name, row in rows.items()]
+        checks += claims(robot, rows)
+        left_out += [f"{robot}: {line}" for line in missing]
+    for line in left_out:
         print(f"left out: {line}")
+    timing.report(checks)
+    packages = [p for p in ("roboticstoolbox-python", "pytorch-kinematics", "pin") if installed(p)]
+    timing.write(
+        arguments.out,
+        {
+            "poses": arguments.poses,
+            "tables": tables,
+            "checks": [check.record() for check in checks],
+            "left_out": left_out,
+            "repeats": arguments.repeats,
+            "versions": timing.facts(*packages),
+        },
+    )
+    if arguments.plot is not None:
+        plot(tables, arguments.plot)
+
+
+def compare(robot: str, poses: int, repeats: int) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The rows of one robot, by solver, and what was left out."""
+    network = mfk.load_ik(robot)
+    chain = network.chain
+    lower, upper = sampling_range(chain)
+    u = rng.uniform(rng.key(0, "ik_peers"), Rows.all(poses), (chain.dof,), torch.float64)
+    target = kin.forward(chain, lower + u * (upper - lower)).contiguous()
+    judge = Judge(robot, chain)
+    solvers, missing = all_solvers(network, robot)
     for solve in solvers.values():
-        solve(target[:2])  # compiles, and fills caches
+        for batch in (*BATCHES, poses):
+            solve(target[: min(batch, 2_000)])  # compiles, and fills caches
     rows: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in solvers}
-    for _ in range(arguments.repeats):
+    for _ in range(repeats):
         for name, solve in solvers.items():
             begun = time.process_time()
             answers = solve(target)
@@ -88,25 +116,7 @@ def main() -> None:
         rows[name]["ms"] = statistics.median(seconds[name]) / len(target) * 1e3
         for batch in BATCHES:
             rows[name][f"ms_batch_{batch}"] = small_batch(solve, target, batch)
-    show(rows)
-    checks = claims(rows)
-    timing.report(checks)
-    packages = [p for p in ("roboticstoolbox-python", "pytorch-kinematics", "pin") if installed(p)]
-    facts = timing.facts(*packages)
-    timing.write(
-        arguments.out,
-        {
-            "robot": arguments.robot,
-            "poses": arguments.poses,
-            "table": [{"solver": name, **row} for name, row in rows.items()],
-            "checks": [check.record() for check in checks],
-            "left_out": missing,
-            "repeats": arguments.repeats,
-            "versions": facts,
-        },
-    )
-    if arguments.plot is not None:
-        plot(rows, arguments.robot, arguments.plot)
+    return rows, missing
 
 
 class Judge:
@@ -289,25 +299,25 @@ def small_batch(solve: Solver, target: Tensor, batch: int) -> float:
     return statistics.median(times) / batch * 1e3
 
 
-def claims(rows: dict[str, dict[str, Any]]) -> list[timing.Check]:
+def claims(robot: str, rows: dict[str, dict[str, Any]]) -> list[timing.Check]:
     """The claims that the rows bear out or not."""
     made = []
     peer = rows.get("roboticstoolbox ik_LM")
     for name, row in rows.items():
         if not name.startswith("mfk"):
             continue
-        made.append(timing.Check(f"{name}: false claims", float(row["false_claims"]), 0.0))
-        made.append(timing.Check(f"{name}: share not solved at 1e-6", 1 - row["success_1e-6"], 0.0))
+        made.append(timing.Check(f"{robot}, {name}: false claims", float(row["false_claims"]), 0.0))
+        made.append(timing.Check(f"{robot}, {name}: share not solved at 1e-6", 1 - row["success_1e-6"], 0.0))
         if peer is not None:
             ratio = row["ms"] / peer["ms"]
-            made.append(timing.Check(f"{name}: CPU time / roboticstoolbox's", ratio, LIMIT))
+            made.append(timing.Check(f"{robot}, {name}: CPU time / roboticstoolbox's", ratio, LIMIT))
     return made
 
 
-def show(rows: dict[str, dict[str, Any]]) -> None:
-    """Print the table."""
-    columns = ("1e-6 %", "1mm .1deg %", "false", "ms, 10^4", *(f"ms, {b}" for b in BATCHES))
-    print(f"{'solver':<36}" + "".join(f"{c:>13}" for c in columns))
+def show(robot: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print one robot's table."""
+    columns = ("1e-6 %", "1mm .1deg %", "false", "ms, all", *(f"ms, {b}" for b in BATCHES))
+    print(f"{robot:<36}" + "".join(f"{c:>13}" for c in columns))
     for name, row in rows.items():
         cells = (
             f"{100 * row['success_1e-6']:.2f}",
@@ -316,27 +326,28 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['ms']:.4f}",
             *(f"{row[f'ms_batch_{b}']:.3f}" for b in BATCHES),
         )
-        print(f"{name:<36}" + "".join(f"{cell:>13}" for cell in cells))
+        print(f"{name:<36}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 
-def plot(rows: dict[str, dict[str, Any]], robot: str, path: Path) -> None:
+def plot(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """CPU time a pose by the size of the batch."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, row in rows.items():
-        sizes = [*BATCHES, 10_000]
-        values = [*(row[f"ms_batch_{b}"] for b in BATCHES), row["ms"]]
-        style = "o-" if name.startswith("mfk") else "s--"
-        axes.plot(sizes, values, style, label=f"{name} ({100 * row['success_1e-6']:.2f} %)", linewidth=1.4)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("poses at once")
-    axes.set_ylabel("CPU ms a pose, one core")
-    axes.set_title(f"{robot}: time, and share solved at 1e-6")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = figure.subplots(1, len(tables), sharey=True)
+    for axes, (robot, rows) in zip(panels, tables.items(), strict=True):
+        for row in rows:
+            sizes = [*BATCHES, 10_000]
+            values = [*(row[f"ms_batch_{b}"] for b in BATCHES), row["ms"]]
+            style = "o-" if row["solver"].startswith("mfk") else "s--"
+            axes.plot(sizes, values, style, label=row["solver"], linewidth=1.4)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("poses at once")
+        axes.set_title(robot)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("CPU ms a pose, one core")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=130)
 
 

@@ -230,6 +230,100 @@ def fk(results: Results) -> list[str]:
     ]
 
 
+def ik_peers(results: Results) -> list[str]:
+    """One table a robot, and the claims."""
+    head = machine(results["versions"], results["repeats"])
+    packages = [f"{p} {results['versions'][p]}" for p in PEERS if p in results["versions"]]
+    lines = [f"{head} {results['poses']:,} poses. {', '.join(packages)}.", ""]
+    for robot, rows in results["tables"].items():
+        cells = [
+            [
+                row["solver"],
+                f"{100 * row['success_1e-6']:.2f} %",
+                f"{100 * row['success_1mm_0.1deg']:.2f} %",
+                f"{row['false_claims']}",
+                f"{row['ms']:.4f}",
+                f"{row['ms_batch_100']:.3f}",
+                f"{row['ms_batch_1']:.3f}",
+            ]
+            for row in rows
+        ]
+        heads = [robot, "at 1e-6", "1 mm, 0.1 deg", "false claims", "ms, all", "ms, 100 at once", "ms, one"]
+        lines += [*table(heads, cells, left=1), ""]
+    lines += [f"Left out: {line}." for line in results["left_out"]]
+    return lines + claims(results["checks"])
+
+
+def ik_network(results: Results) -> list[str]:
+    """One table a robot, the published figures, and the claims."""
+    lines = [f"{machine(results['versions'])} {results['poses']:,} poses.", ""]
+    for robot, rows in results["tables"].items():
+        cells = [
+            [
+                row["references"],
+                row["solver"],
+                f"{row['mm']:.3f}",
+                f"{row['median_mm']:.3f}",
+                f"{row['deg']:.3f}",
+                f"{100 * row['within_5mm_5deg']:.2f} %",
+                f"{row['us']:.1f}",
+            ]
+            for row in rows
+        ]
+        heads = [f"{robot}, references", "solver", "mm", "median mm", "deg", "5 mm, 5 deg", "us/pose"]
+        lines += [*table(heads, cells, left=2), ""]
+    published = [[name, f"{mm:.2f}", f"{deg:.2f}"] for name, (mm, deg) in results["published"].items()]
+    lines += [*table(["published, Panda", "mm", "deg"], published, left=1), ""]
+    return lines + claims(results["checks"])
+
+
+def ik_ablation(results: Results) -> list[str]:
+    """A row for each change."""
+    sigmas = ("0.1", "0.3", "0.5")
+    rows = [
+        [row["variant"], f"{row['parameters']:,}"]
+        + [x for s in sigmas for x in (f"{row[f'mm_{s}']:.2f}", f"{100 * row[f'within_{s}']:.1f} %")]
+        + [f"{row['us']:.0f}"]
+        for row in results["table"]
+    ]
+    heads = [
+        "variant",
+        "parameters",
+        *(x for s in sigmas for x in (f"mm, {s} rad", "5 mm, 5 deg")),
+        "us/pose",
+    ]
+    return [
+        f"{machine(results['versions'])} {results['steps']:,} steps each, {results['poses']:,} poses.",
+        "",
+        *table(heads, rows, left=1),
+        "",
+    ]
+
+
+def ik_track(results: Results) -> list[str]:
+    """Poses a second."""
+    rows = [
+        [
+            row["robot"],
+            row["step"],
+            f"{row['poses_per_second']:,.0f}",
+            f"{100 * row['reached']:.1f} %",
+            f"{row['worst_mm']:.1e}",
+        ]
+        for row in results["table"]
+    ]
+    heads = ["robot", "step", "poses a second", "reached", "worst mm"]
+    return [
+        f"{machine(results['versions'], results['repeats'])} A path of {results['poses']:,} poses.",
+        "",
+        *table(heads, rows, left=2),
+        "",
+        *claims(results["checks"]),
+    ]
+
+
+PEERS = ("roboticstoolbox-python", "pytorch-kinematics", "pin")
+
 TABLES: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
@@ -242,6 +336,10 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         precision,
         generate,
         fk,
+        ik_peers,
+        ik_network,
+        ik_ablation,
+        ik_track,
     )
 }
 
