@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ik_runs
 import inverse_kinematics
 import panda
 import pytest
@@ -53,7 +54,7 @@ def test_each_loads_and_dry_runs(
 )
 def test_files_and_presets_are_the_same(file, presets, preset) -> None:
     path = Path(panda.__file__).parent / "configs" / f"{file}.yaml"
-    assert config.load_yaml(inverse_kinematics.IKRun, path, base=presets["default"][1]) == presets[preset][1]
+    assert config.load_yaml(ik_runs.IKRun, path, base=presets["default"][1]) == presets[preset][1]
 
 
 def test_the_documents_numbers() -> None:

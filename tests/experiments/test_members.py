@@ -73,9 +73,10 @@ def test_resumed_and_dry(
 
 
 def _leaves(folder: Path) -> list[torch.Tensor]:
+    import ik_runs
     import inverse_kinematics as shared
 
-    settings = shared.settings_of(folder)
+    settings = ik_runs.settings_of(folder)
     task = train.ensemble(shared.ik.ik_task(shared.load_robot(settings.robot), settings.ik), 3)
     params, state = task.init(0)
     return tree.leaves((train.load_members(folder, params, state), train.load_params(folder, params)))

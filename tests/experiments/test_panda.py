@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import ik_commands
+import ik_runs
 import inverse_kinematics
 import panda
 import pytest
@@ -48,7 +50,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *w
 
 
 def final_params(folder: Path) -> dict[str, torch.Tensor]:
-    settings = inverse_kinematics.settings_of(folder)
+    settings = ik_runs.settings_of(folder)
     model = inverse_kinematics.ik.ik_model(kinematics.panda(), settings.ik.net)
     return train.load_params(folder, model.init(0)[0])
 
@@ -80,7 +82,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     assert {"torch", "cpu", "threads", "seed"} <= report["facts"].keys()
     events = list((finished / "logs").glob("events.out.tfevents.*"))
     assert len(events) == 1 and events[0].stat().st_size > 500
-    settings = inverse_kinematics.settings_of(finished)
+    settings = ik_runs.settings_of(finished)
     assert settings.train.steps == 60 and settings.run == train.RunConfig()
     assert names >= {"result.json", "history.json", "training_history.json", "config.json", "metadata"}
 
@@ -133,7 +135,7 @@ def test_export_writes_a_file_for_load_ik_and_a_program(
     run(monkeypatch, "export", "--checkpoint", str(finished), "--out", str(program))
     assert "read back and compared" in capfd.readouterr().out
     loaded = mfk.load_ik(weights)
-    best = inverse_kinematics.trained(inverse_kinematics.settings_of(finished), loaded.chain, finished)
+    best = ik_runs.trained(ik_runs.settings_of(finished), loaded.chain, finished)
     assert all(torch.equal(loaded.params[name], x) for name, x in best.params.items())
     assert loaded.record["settings"]["train"]["steps"] == 60 and "results" in loaded.record["report"]
     q = torch.zeros(3, 7) + (loaded.chain.lower + loaded.chain.upper).float() / 2
@@ -151,19 +153,19 @@ def test_export_writes_a_file_for_load_ik_and_a_program(
 def test_the_shipped_weights_are_those_of_the_preset(robot: ModuleType) -> None:
     settings = robot.PRESETS["shipped"][1]
     record = mfk.load_ik(settings.robot.robot).record
-    made = config.from_dict(inverse_kinematics.IKRun, record["settings"])
+    made = config.from_dict(ik_runs.IKRun, record["settings"])
     plain = replace(settings, train=replace(settings.train, threads=made.train.threads))
     assert replace(made, run=plain.run) == plain
 
 
 def test_view_shows_the_network_of_the_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(inverse_kinematics.ik_view, "show", lambda *given: shown.append(given))
+    monkeypatch.setattr(ik_commands.ik_view, "show", lambda *given: shown.append(given))
     run(monkeypatch, "view", "--checkpoint", str(finished), "--port", "8099")
     [(chain, problem, network, port, title)] = shown
     assert chain == kinematics.panda() and port == 8099 and str(finished) in title
     reference, pose = problem(3)
-    found = inverse_kinematics.trained(inverse_kinematics.settings_of(finished), chain, finished)
+    found = ik_runs.trained(ik_runs.settings_of(finished), chain, finished)
     u = inverse_kinematics.ik.ik_field(found.model, found.params, found.buffers, pose.float())
     zero, half, one = (torch.full((1,), x) for x in (0.0, 0.5, 1.0))
     with torch.no_grad():

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import ik_runs
 import inverse_kinematics
 import panda
 import pytest
@@ -36,7 +37,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 
 def params(folder: Path) -> dict[str, torch.Tensor]:
-    settings = inverse_kinematics.settings_of(folder)
+    settings = ik_runs.settings_of(folder)
     model = inverse_kinematics.ik.ik_model(kinematics.panda(), settings.ik.net)
     return train.load_params(folder, model.init(0)[0])
 
@@ -52,7 +53,7 @@ def test_a_swept_run_is_the_run_started_by_hand(
     folder = tmp_path / "outputs" / "sweeps" / "panda" / "001"
     for rate in ("1e-4", "3e-3"):
         run = folder / "runs" / f"lr={rate}"
-        settings = inverse_kinematics.settings_of(run)
+        settings = ik_runs.settings_of(run)
         assert (settings.train.lr, settings.train.steps, settings.ik.net.width) == (float(rate), 6, 16)
         assert (run / "report.json").exists() and "network, 1 step" in (run / "console.log").read_text()
     by_hand = tmp_path / "by-hand"
