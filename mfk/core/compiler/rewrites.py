@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mfk.core.norms import affine
+
 
 class Rewriting(TorchFunctionMode):
     """While it is active, calls of the operators below are answered by their equivalents.
@@ -42,7 +44,7 @@ def _layer_norm(
 ) -> Tensor:
     if weight is None and bias is None:
         return NotImplemented
-    return _affine(torch.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+    return affine(torch.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
 
 
 def _rms_norm(
@@ -52,7 +54,7 @@ def _rms_norm(
     wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     small = torch.finfo(wide.dtype).eps if eps is None else eps
     scaled = wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + small)
-    return _affine(scaled.to(input.dtype), weight, None)
+    return affine(scaled.to(input.dtype), weight, None)
 
 
 def _group_norm(
@@ -67,14 +69,7 @@ def _group_norm(
         return NotImplemented
     spread = (-1,) + (1,) * (input.ndim - 2)
     gain, offset = (None if x is None else x.reshape(spread) for x in (weight, bias))
-    return _affine(torch.group_norm(input, num_groups, None, None, eps), gain, offset)
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The sum x weight + bias in x's dtype: under autocast x is narrower than they are, and stays so."""
-    if weight is not None:
-        x = x * weight.to(x.dtype)
-    return x if bias is None else x + bias.to(x.dtype)
+    return affine(torch.group_norm(input, num_groups, None, None, eps), gain, offset)
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, out: None = None) -> Any:
