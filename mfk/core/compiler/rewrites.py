@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ class Rewriting(TorchFunctionMode):
 
     Two kinds: normalisations with a gain and an offset, whose forward mode mixes devices when it is
     traced, and sums with a scaled operand (``alpha=``, ``beta=``), whose forward mode crashes the tracer.
+
+    Args:
+        further: functions and what stands for them, which may return NotImplemented.
     """
+
+    def __init__(self, further: Mapping[Any, Callable[..., Any]]) -> None:
+        """Nothing is called yet."""
+        super().__init__()
+        self._others = {**_EQUIVALENTS, **further}
 
     def __torch_function__(
         self,
@@ -29,7 +37,7 @@ class Rewriting(TorchFunctionMode):
     ) -> Any:
         """Call `func`, or what stands for it."""
         kwargs = kwargs or {}
-        other = _EQUIVALENTS.get(func)
+        other = self._others.get(func)
         result = NotImplemented if other is None else other(*args, **kwargs)
         return func(*args, **kwargs) if result is NotImplemented else result
 
