@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from mfk.core.compiler.backend import Runner, compile_graph, prepare, uncollected
+from mfk.core.compiler.backend import COMPILING, Runner, compile_graph, prepare, uncollected
 from mfk.core.compiler.capture import TraceError, capture
 from mfk.core.compiler.closures import ClosedOver, closed_over
 from mfk.core.compiler.fold import fold_zeros
@@ -73,6 +73,8 @@ def jit(
     0 * NaN and 0 / 0 are 0 where the zero is known from the graph, as a tangent that was never set is; as in
     JAX.
 
+    Threads may call one function; they wait for each other while something is traced or compiled.
+
     Args:
         fn: a pure function; arguments and result are trees.
         matmul: exact: the fastest fp32-exact matrix product of the CPU at hand, set for the time of the call
@@ -85,6 +87,7 @@ def jit(
     Raises:
         TypeError: `fn` is not callable, or a leaf is neither a tensor nor hashable.
         ValueError: `matmul` is neither of the two.
+        OSError: at a call: TORCHINDUCTOR_CACHE_DIR is no folder that can be written to.
         TraceError: (a ValueError) at a call: random numbers, a read of a tensor's value, a result whose shape
             depends on values, a write to an argument, or a tensor that is neither an argument nor found
             around the function; with file and line. Or an argument that requires grad while gradients are
@@ -132,22 +135,32 @@ class Jitted(Generic[P, R]):
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> torch.fx.GraphModule:
         """The graph that Inductor is given for such arguments: for reading, and for tests."""
         leaves, spec = _flatten((args, kwargs))
-        return self._lower(_resolved(leaves), spec).graph
+        with COMPILING:
+            return self._lower(_resolved(leaves), spec).graph
 
     def _find(
         self, leaves: list[Any], tensors: list[Tensor], spec: optree.PyTreeSpec
     ) -> tuple[_Compiled, list[Tensor]]:
         _refuse_graph(tensors)
         key = (spec, tuple(map(_kind, leaves)), _surroundings())
-        for compiled in self._cache.setdefault(key, []):
+        found = self._look_up(key)
+        if found is None:
+            with COMPILING:
+                # Another thread may have compiled it in the meantime.
+                found = self._look_up(key)
+                if found is None:
+                    found = self._compile(leaves, spec)
+                    _refuse_graph(found[1])
+                    self._cache.setdefault(key, []).append(found[0])
+        _refuse_graph(found[1])
+        return found
+
+    def _look_up(self, key: Hashable) -> tuple[_Compiled, list[Tensor]] | None:
+        for compiled in self._cache.get(key, ()):
             around = _read(compiled)
             if around is not None and [_kind(x) for x in around] == compiled.kinds:
-                _refuse_graph(around)
                 return compiled, around
-        compiled, around = self._compile(leaves, spec)
-        _refuse_graph(around)
-        self._cache[key].append(compiled)
-        return compiled, around
+        return None
 
     def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> tuple[_Compiled, list[Tensor]]:
         self.traces += 1
