@@ -26,6 +26,8 @@ def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor, name: str = "u") -> Te
     Under torch.autocast a field may return the lower precision asked for there; it is widened to z's.
     `name` is what an error calls the field.
     """
+    if not callable(u):
+        raise TypeError(f"{name}: expected a field, a function of (z, r, t), got {describe(u)}")
     out = u(z, r, t)
     if not isinstance(out, Tensor) or out.shape != z.shape:
         raise ValueError(

@@ -358,6 +358,20 @@ def test_bad_ensembles(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(task=None), "task: expected a Task, got None"),
+        (dict(vary=["a"]), "vary: expected a mapping of names to 2 numbers each"),
+        (dict(vary={"a": "ab"}), "vary: 'a' must have 2 numbers, one for each member, got 'ab'"),
+        (dict(vary={"a": 1.0j}), "vary: 'a' must have 2 numbers"),
+    ],
+)
+def test_ensembles_of_the_wrong_type(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        ensemble(**({"task": _with_strength(), "k": 2} | arguments))
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [("y", r"vary: 'y' must be a 0-dimensional tensor .*got a tensor of shape \(4, 1\)"), ("z", "which has")],
 )
