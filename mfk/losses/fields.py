@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from mfk.core.norms import WrittenNorms
 from mfk.core.types import Field, describe
 
 
@@ -24,6 +26,8 @@ def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor, name: str = "u") -> Te
     Under torch.autocast a field may return the lower precision asked for there; it is widened to z's.
     `name` is what an error calls the field.
     """
+    if not callable(u):
+        raise TypeError(f"{name}: expected a field, a function of (z, r, t), got {describe(u)}")
     out = u(z, r, t)
     if not isinstance(out, Tensor) or out.shape != z.shape:
         raise ValueError(
@@ -36,14 +40,20 @@ def call_field(u: Field, z: Tensor, r: Tensor, t: Tensor, name: str = "u") -> Te
     return out
 
 
-def value_and_rate(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """u(z, r, t) and its derivative at the start: tangents dz = v, dr = 1, dt = 0."""
-    return _directional(u, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)))
+def value_and_rate(
+    u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor, through: bool = False
+) -> tuple[Tensor, Tensor]:
+    """u(z, r, t) and its derivative at the start: tangents dz = v, dr = 1, dt = 0.
+
+    `through`: whether the caller's gradient flows through the derivative; where it does not, the norms in
+    the field keep their fused kernels (see `WrittenNorms`).
+    """
+    return _directional(u, (z, r, t), (v, torch.ones_like(r), torch.zeros_like(t)), through)
 
 
 def value_and_end_rate(u: Field, z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """u(z, r, t) and its derivative at the end: tangents dz = 0, dr = 0, dt = 1."""
-    return _directional(u, (z, r, t), (torch.zeros_like(z), torch.zeros_like(r), torch.ones_like(t)))
+    """u(z, r, t) and its derivative at the end, through which gradients may flow: dz = 0, dr = 0, dt = 1."""
+    return _directional(u, (z, r, t), (torch.zeros_like(z), torch.zeros_like(r), torch.ones_like(t)), True)
 
 
 def safe_span(length: Tensor) -> Tensor:
@@ -84,10 +94,11 @@ def check_rows(states: dict[str, Tensor], times: dict[str, Tensor]) -> None:
 
 
 def _directional(
-    u: Field, at: tuple[Tensor, Tensor, Tensor], along: tuple[Tensor, Tensor, Tensor]
+    u: Field, at: tuple[Tensor, Tensor, Tensor], along: tuple[Tensor, Tensor, Tensor], through: bool
 ) -> tuple[Tensor, Tensor]:
     def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return call_field(u, z, r, t)
+        with WrittenNorms() if through else nullcontext():
+            return call_field(u, z, r, t)
 
     value, rate = jvp(field, at, along)[:2]
     return value, rate

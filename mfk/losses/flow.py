@@ -101,5 +101,5 @@ def meanflow_residual(u: Field, z: Tensor, v: Tensor, r: Tensor, t: Tensor) -> T
     Args, returns and errors are those of `meanflow`.
     """
     check_rows({"z": z, "v": v}, {"r": r, "t": t})
-    _, rate = value_and_rate(u, z, v, r, t)
+    _, rate = value_and_rate(u, z, v, r, t, through=True)
     return squared_norm(rate)

@@ -14,7 +14,8 @@ def terminal_velocity(u: Field, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
     d/dt of the place z + (t - r) u(z, r, t) is u + (t - r) ∂_t u; it has to be the velocity there,
     v_t = u(y, t, t) at y = z + (t - r) u(z, r, t). One forward derivative with tangents (0, 0, 1),
     *through* which the gradient flows; the right side is constant. At t = r both sides are u(z, r, r),
-    so that flow-matching rows have to anchor the field.
+    so that flow-matching rows have to anchor the field. Layer, instance and batch norms in the field are
+    written out, as torch's derivative of their forward derivative is wrong (`mfk.core.norms`).
 
     Args:
         u: the field, (z[..., D], r[..., 1], t[..., 1]) -> [..., D].

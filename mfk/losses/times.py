@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mfk.core import rng
 from mfk.core.config import refuse_unused
-from mfk.core.types import Rows
+from mfk.core.types import Rows, describe
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def draw_times(config: TimeConfig, seed: int, step: int, rows: Rows) -> tuple[Te
         r, [len(rows.index), 1], and t, [n, 1], with n <= len(rows.index): t belongs to the first n rows.
 
     Raises:
-        ValueError: a share outside [0, 1], a scale or a Beta parameter that is not positive, or rows
-            in falling order.
+        ValueError: a share outside [0, 1], a scale or a Beta parameter that is not finite and positive, a
+            location that is not finite, or rows in falling order.
     """
     _check(config)
     if rows.index.step < 1:
@@ -79,8 +80,16 @@ def end_times(config: TimeConfig, r: Tensor, t: Tensor | None, seed: int, step: 
         seed: of the run.
         step: of the run.
         rows: which rows of the global batch; MeanFlow rows come first in it.
+
+    Raises:
+        ValueError: as `draw_times`; r or t has not one time for each row.
+        TypeError: r or t is no floating-point tensor, or their dtypes differ.
     """
     _check(config)
+    _check_times("r", r, rows)
+    if t is not None:
+        _check_times("t", t, rows)
+        _check_dtype(r, t)
     ends = _uniform_end(r, seed, step, rows) if t is None else t
     return ends[: _count(config, rows)]
 
@@ -100,10 +109,11 @@ def split_times(r: Tensor, t: Tensor, seed: int, step: int, rows: Rows) -> Tenso
 
     Raises:
         ValueError: r has not one time for each row, or t more than r.
+        TypeError: r or t is no floating-point tensor, or their dtypes differ.
     """
     count = len(rows.index)
-    if r.shape != (count, 1):
-        raise ValueError(f"r: expected the shape {(count, 1)}, got {tuple(r.shape)}")
+    _check_times("r", r, rows)
+    _check_dtype(r, t)
     if t.ndim != 2 or t.shape[1] != 1 or len(t) > count:
         raise ValueError(f"t: expected a shape (n, 1) with n <= {count}, got {tuple(t.shape)}")
     n = len(t)
@@ -136,6 +146,22 @@ def _check(config: TimeConfig) -> None:
     refuse_unused(config, config.distribution in ("beta", "mfik"), "alpha", "beta")
     if not 0 <= config.jvp_share <= 1:
         raise ValueError(f"jvp_share: expected a share in [0, 1], got {config.jvp_share!r}")
+    if not math.isfinite(config.location):
+        raise ValueError(f"location: expected a finite number, got {config.location!r}")
     for name in ("scale", "alpha", "beta"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite positive number, got {value!r}")
+
+
+def _check_times(name: str, x: Tensor, rows: Rows) -> None:
+    """One time for each row, which would broadcast otherwise."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
+    if x.shape != (len(rows.index), 1):
+        raise ValueError(f"{name}: expected the shape {(len(rows.index), 1)}, got {tuple(x.shape)}")
+
+
+def _check_dtype(r: Tensor, t: Tensor) -> None:
+    if not isinstance(t, Tensor) or t.dtype != r.dtype:
+        raise TypeError(f"t: expected a tensor of the dtype of r, {r.dtype}, got {describe(t)}")

@@ -7,7 +7,7 @@ from one state to another is the shorter one, and a field has to be the same at 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def on_torus(u: Field, periodic: Periodic) -> Field:
 
 def _mask(periodic: Periodic, like: Tensor) -> Tensor:
     if not isinstance(periodic, Tensor):
-        if not all(isinstance(wraps, bool) for wraps in periodic):
+        if not isinstance(periodic, Iterable) or not all(isinstance(wraps, bool) for wraps in periodic):
             raise TypeError(f"periodic: expected bools, got {describe(periodic)}")
         periodic = torch.tensor(tuple(periodic), dtype=torch.bool, device=like.device)
     if periodic.dtype != torch.bool:

@@ -103,6 +103,16 @@ def make_optimizer(config: TrainConfig) -> Optimizer:
     return single if config.members == 1 else stacked(single, config.members, config.member_lr or None)
 
 
+def with_few_members(config: TrainConfig, members: int) -> TrainConfig:
+    """The settings of the first `members` of an ensemble: enough to see what all of them do."""
+    return replace(
+        config,
+        members=members,
+        member_lr=config.member_lr[:members],
+        member_clip=config.member_clip[:members],
+    )
+
+
 def make_clip(config: TrainConfig) -> float | tuple[float, ...] | None:
     """The largest gradient norm as configured: one for all members, or one for each."""
     return config.member_clip or config.clip

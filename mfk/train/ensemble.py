@@ -51,9 +51,14 @@ def ensemble(task: Task, k: int, *, vary: Mapping[str, Sequence[float] | Tensor]
         ValueError: `k` < 2, `task` is an ensemble, `vary` has not k values for a name; when a batch is
             drawn, a name that the task draws no 0-dimensional tensor for, or members whose draws
             differ in shape.
+        TypeError: `task` is no Task, `vary` no mapping, or what it holds no numbers.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 2:
         raise ValueError(f"k: expected an int >= 2, got {describe(k)}; one member is the task itself")
+    if not isinstance(task, Task):
+        raise TypeError(f"task: expected a Task, got {describe(task)}")
+    if vary is not None and not isinstance(vary, Mapping):
+        raise TypeError(f"vary: expected a mapping of names to {k} numbers each, got {describe(vary)}")
     if task.members is not None:
         raise ValueError(f"task: expected a task of one member, got an ensemble of {task.members}")
     values = {name: _values(name, given, k) for name, given in (vary or {}).items()}
@@ -115,7 +120,12 @@ def _tensors(loss: Callable[..., tuple[Tensor, Tensor, Aux]]) -> Callable[..., t
 
 
 def _values(name: str, given: Sequence[float] | Tensor, k: int) -> Tensor:
-    values = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+    try:
+        values = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"vary: {name!r} must have {k} numbers, one for each member, got {describe(given)}"
+        ) from None
     if values.shape != (k,):
         raise ValueError(f"vary: {name!r} must have {k} values, one for each member, got {describe(given)}")
     return values

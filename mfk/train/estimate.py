@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfk.core import tree
 from mfk.core.types import Batch, Rows, Task, Tree
 from mfk.optim import constant
-from mfk.train.config import TrainConfig, make_clip, make_optimizer
+from mfk.train.config import TrainConfig, make_clip, make_optimizer, with_few_members
 from mfk.train.device import resolve_device
 from mfk.train.ensemble import with_members
 from mfk.train.state import TrainState, init_state
@@ -30,6 +30,8 @@ from mfk.train.step import count_rows, make_train_step
 _FEW, _MORE = 32, 128
 # From the third micro-batch on, a step holds what it held in the third.
 _MICRO_BATCHES = 3
+# Members of an ensemble that are measured where it has more.
+_FEW_MEMBERS, _MORE_MEMBERS = 2, 3
 # Resident memory beyond living tensors, as a share of what a step makes: 0.05 to 0.25 where it was measured,
 # and up to 1 for a network of 41 parameters with a million rows.
 _HEAP = 0.2
@@ -83,8 +85,9 @@ def memory_estimate(task: Task, config: TrainConfig, batch: Batch | None = None)
     are few), and the bytes of all living tensors are counted after every operation. Both steps make the same
     operations in the same order, so that each count lies on a line over the rows, which is followed to the
     real number; the largest is the peak. Where the operations differ (a loss that takes its rows in
-    chunks), the line goes through the two peaks. What a kernel takes and frees within one operation is not
-    seen.
+    chunks), the line goes through the two peaks. An ensemble of more than three members is measured with two
+    and with three, and followed to the real number likewise. What a kernel takes and frees within one
+    operation is not seen.
 
     ``process`` is the resident memory of the calling process after these steps, with orbax imported
     and freed memory handed back; a data set in memory is part of it. On another device than the CPU it is the
@@ -104,7 +107,22 @@ def memory_estimate(task: Task, config: TrainConfig, batch: Batch | None = None)
 
 
 def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list[str], MemoryEstimate]:
-    """The lines about shapes, and the estimate, from one initial state."""
+    """The lines about shapes, and the estimate: of a large ensemble, from few of its members."""
+    with_members(task, config.members)  # raises where that is not possible
+    if task.members is not None or config.members <= _MORE_MEMBERS:
+        return _measure(task, config, batch, config.members)
+    shapes, few = _measure(task, with_few_members(config, _FEW_MEMBERS), batch, config.members)
+    _, more = _measure(task, with_few_members(config, _MORE_MEMBERS), batch, config.members)
+    # Every member adds as much as the one before; what they share stays.
+    share = (config.members - _FEW_MEMBERS) / (_MORE_MEMBERS - _FEW_MEMBERS)
+    line = [round(a + share * (b - a)) for a, b in zip(few, more, strict=True)]
+    return shapes, MemoryEstimate(*line)._replace(process=more.process)
+
+
+def _measure(
+    task: Task, config: TrainConfig, batch: Batch | None, members: int
+) -> tuple[list[str], MemoryEstimate]:
+    """The lines about shapes as if there were so many `members`, and the estimate, from one initial state."""
     task = with_members(task, config.members)
     resolve_device(config.device)
     split = _split(config, batch)
@@ -112,7 +130,8 @@ def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list
     micro = {name: x[:: split.parts] for name, x in split.given.items()}
     index = range(0, split.rows, split.parts)
     drawn = task.draw(config.seed, 0, Rows(index, split.rows), state.state, micro)
-    shapes = _shapes(state, split, drawn)
+    shown, shown_drawn = (state, drawn) if task.members is None else _widened(state, drawn, members)
+    shapes = _shapes(shown, split, shown_drawn)
 
     given = {x.untyped_storage().data_ptr() for x in split.given.values()}
     own = {name: x for name, x in drawn.items() if x.untyped_storage().data_ptr() not in given}
@@ -122,7 +141,7 @@ def _examine(task: Task, config: TrainConfig, batch: Batch | None) -> tuple[list
     gradients = parameters * min(split.parts, 2)
     activations = max(0, _peak(task, config, state, split) - gradients)
     # Or else they would count as the process's.
-    del state, micro, drawn, own
+    del state, micro, drawn, own, shown, shown_drawn
     return shapes, MemoryEstimate(
         parameters=parameters,
         gradients=gradients,
@@ -239,6 +258,17 @@ def _step(
     with counter:
         state, _ = step(state, given)
     return state, counter.course
+
+
+def _widened(state: TrainState, drawn: Batch, members: int) -> tuple[TrainState, Batch]:
+    """What `_shapes` shows of an ensemble's state and batch, for `members`, in no more memory."""
+
+    def wide(value: Tree) -> Tree:
+        return tree.map(lambda x: x[:1].expand(members, *x.shape[1:]), value)
+
+    assert state.best is not None
+    best = state.best._replace(step=wide(state.best.step))
+    return state._replace(params=wide(state.params), state=wide(state.state), best=best), wide(drawn)
 
 
 def _bytes(value: Tree) -> int:

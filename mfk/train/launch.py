@@ -14,7 +14,6 @@ from mfk.core.types import Batch, Batches, Task
 from mfk.data.loader import batches_from
 from mfk.train.config import TrainConfig, in_steps
 from mfk.train.device import resolve_device
-from mfk.train.ensemble import with_members
 from mfk.train.estimate import describe_run
 from mfk.train.loop import FitResult, check_fit, fit
 from mfk.train.runs import claim_run
@@ -79,7 +78,6 @@ def launch(
         What `fit` raises.
     """
     run, plain = settings.run, _record(settings)
-    task = with_members(task, settings.train.members)
     if batches is not None and not isinstance(batches, Batches):
         batches = batches_from(batches, settings.train.seed)
     plan = in_steps(settings.train, None if batches is None else batches.per_epoch)

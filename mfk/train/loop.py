@@ -25,6 +25,7 @@ from mfk.train.config import (
     make_clip,
     make_optimizer,
     make_schedule,
+    with_few_members,
 )
 from mfk.train.device import resolve_device
 from mfk.train.ensemble import with_members
@@ -285,13 +286,17 @@ def check_fit(
         ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
     """
     check_config(config)
-    task = with_members(task, config.members)
+    single, task = task, with_members(task, config.members)
     device = resolve_device(config.device)
     if not validation and config.patience is not None:
         raise ValueError("patience: early stopping needs validation batches, and there are none")
     if init_from is not None:
         _with_weights(init_state(task, make_optimizer(config), config.seed, device=device), init_from)
     if validation:
+        if single.members is None and config.members > 2:
+            # Two members yield the names that all of them do.
+            config = with_few_members(config, 2)
+            task = with_members(single, 2)
         state = init_state(task, make_optimizer(config), config.seed, device=device)
         # One batch names all metrics.
         names = sorted(validation_metrics(task, state, validation[:1], device))

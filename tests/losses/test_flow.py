@@ -213,6 +213,8 @@ def test_dtypes_and_fields_that_do_not_fit_are_refused() -> None:
         flow_matching(lambda z, r, t: z[..., :1], z, z, r)
     with pytest.raises(ValueError, match=r"^u: expected the field to return"):
         meanflow(lambda z, r, t: z.sum(), z, z, r, r)
+    with pytest.raises(TypeError, match=r"^u: expected a field, a function of \(z, r, t\), got 3"):
+        meanflow(3, z, z, r, r)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"^u: expected the field to return z's dtype"):
         meanflow(lambda z, r, t: z.double(), z, z, r, r)
     with pytest.raises(ValueError, match=r"^u: expected the field to return"):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from mfk.core import Rows
-from mfk.losses import TimeConfig, draw_times
+from mfk.losses import TimeConfig, draw_times, end_times, split_times
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "beta"])
@@ -77,10 +79,55 @@ def test_ends_of_the_share() -> None:
     [
         (TimeConfig(jvp_share=1.5), "jvp_share"),
         (TimeConfig("logit_normal", scale=0.0), "scale"),
+        (TimeConfig("logit_normal", scale=math.inf), "scale"),
+        (TimeConfig("logit_normal", location=math.nan), "location"),
         (TimeConfig("beta", alpha=-1.0), "alpha"),
+        (TimeConfig("beta", alpha=math.inf), "alpha"),
+        (TimeConfig("mfik", beta=math.nan), "beta"),
         (TimeConfig("normal"), "distribution"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_settings(config: TimeConfig, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         draw_times(config, 0, 0, Rows.all(4))
+
+
+R, T = torch.full((4, 1), 0.2), torch.full((4, 1), 0.9)
+
+
+def test_end_times_of_given_start_times() -> None:
+    config = TimeConfig(jvp_share=0.5)
+    assert torch.equal(end_times(config, R, T, 0, 0, Rows.all(4)), T[:2])
+    drawn = end_times(config, R, None, 0, 0, Rows.all(4))
+    assert drawn.shape == (2, 1) and bool((drawn >= 0.2).all())
+
+
+@pytest.mark.parametrize(
+    ("r", "t", "error", "name"),
+    [
+        (R[:, 0], None, ValueError, "r"),
+        (R[:1], None, ValueError, "r"),
+        (R[:, 0], T, ValueError, "r"),
+        (R, T[:2], ValueError, "t"),
+        (R, T[:, 0], ValueError, "t"),
+        (R, T.double(), TypeError, "t"),
+        (R.long(), None, TypeError, "r"),
+    ],
+)
+def test_times_that_would_broadcast_are_refused(r, t, error, name) -> None:
+    with pytest.raises(error, match=f"^{name}: expected"):
+        end_times(TimeConfig(jvp_share=1.0), r, t, 0, 0, Rows.all(4))
+
+
+@pytest.mark.parametrize(
+    ("r", "t", "error", "name"),
+    [
+        (R, T.double(), TypeError, "t"),
+        (R, None, TypeError, "t"),
+        (R[:2], T[:2], ValueError, "r"),
+        (R, T[:, 0], ValueError, "t"),
+    ],
+)
+def test_times_that_cannot_be_split(r, t, error, name) -> None:
+    with pytest.raises(error, match=f"^{name}: expected"):
+        split_times(r, t, 0, 0, Rows.all(4))

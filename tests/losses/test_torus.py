@@ -130,6 +130,7 @@ def test_a_field_on_the_torus_is_the_same_at_every_copy_and_as_steep() -> None:
         (lambda x: wrap(x.long()), TypeError, "angle"),
         (lambda x: wrap(1.0), TypeError, "angle"),  # pyright: ignore[reportArgumentType]
         (lambda x: wrap(x, (1, 0, 1)), TypeError, "periodic"),  # pyright: ignore[reportArgumentType]
+        (lambda x: wrap(x, 3), TypeError, "periodic"),  # pyright: ignore[reportArgumentType]
         (lambda x: wrap(x, torch.ones(3)), TypeError, "periodic"),
         (lambda x: wrap(x, (True,)), ValueError, "periodic"),
         (lambda x: wrap(x[0, 0], (True,)), ValueError, "periodic"),

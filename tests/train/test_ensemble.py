@@ -35,6 +35,7 @@ from mfk.train import (
 )
 from mfk.train.config import make_optimizer
 from mfk.train.estimate import describe_run, memory_estimate
+from mfk.train.loop import check_fit
 
 K, SEED = 3, 5
 STEP: dict[str, Any] = dict(batch_size=17, clip=0.3, ema_decay=0.9)
@@ -340,6 +341,38 @@ def test_the_memory_of_an_ensemble():
     assert "parameters: 123, 3 members of 41" in text and "each member at its best" in text
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_memory_of_a_large_ensemble_is_that_of_few_members_and_more(accumulate):
+    many = 20
+    made: list[int] = []
+    plain = make_task()
+
+    def init(seed: int):
+        made.append(seed)
+        return plain.init(seed)
+
+    given = replace(CONFIG, members=many, member_lr=(1.0,) * many, member_clip=(), accumulate=accumulate)
+    found = memory_estimate(plain._replace(init=init), given)
+    assert len(made) == 5
+    # An ensemble that is made already cannot be taken apart, and is measured as it is.
+    want = memory_estimate(ensemble(plain, many), given)
+    for name in want._fields:
+        if name not in ("process", "heap", "activations"):
+            assert getattr(found, name) == getattr(want, name), name
+    assert found.activations == pytest.approx(want.activations, rel=0.02)
+    assert found.heap == pytest.approx(want.heap, rel=0.02)
+    text, other = (describe_run(task, given).split("memory of")[0] for task in (plain, ensemble(plain, many)))
+    assert text == other
+
+
+def test_a_dry_run_does_not_make_all_members():
+    made: list[int] = []
+    plain = make_task()
+    task = plain._replace(init=lambda seed: (made.append(seed), plain.init(seed))[1])
+    check_fit(task, replace(CONFIG, members=20, member_lr=(), member_clip=()), validation())
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -355,6 +388,20 @@ def test_the_memory_of_an_ensemble():
 def test_bad_ensembles(arguments, message):
     with pytest.raises(ValueError, match=message):
         ensemble(**({"task": _with_strength()} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(task=None), "task: expected a Task, got None"),
+        (dict(vary=["a"]), "vary: expected a mapping of names to 2 numbers each"),
+        (dict(vary={"a": "ab"}), "vary: 'a' must have 2 numbers, one for each member, got 'ab'"),
+        (dict(vary={"a": 1.0j}), "vary: 'a' must have 2 numbers"),
+    ],
+)
+def test_ensembles_of_the_wrong_type(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        ensemble(**({"task": _with_strength(), "k": 2} | arguments))
 
 
 @pytest.mark.parametrize(

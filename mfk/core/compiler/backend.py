@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,8 @@ _WITHOUT_COMPILER = ("InvalidCxxCompiler", "CppCompileError")
 _TRIVIAL = """#include <torch/csrc/inductor/cpp_prefix.h>
 extern "C" void kernel(float* x) {}
 """
+# Held while anything is traced or compiled: torch.fx, Inductor and their imports take one thread at a time.
+COMPILING = threading.RLock()
 _said: set[str] = set()
 _prepared: list[bool] = []
 
@@ -49,10 +53,18 @@ def prepare() -> None:
     """Import Inductor and let its headers be compiled beside whatever comes next; once a process.
 
     On a machine that has never compiled with it, g++ takes as long for those headers as a trace takes.
+
+    Raises:
+        OSError: the folder that Inductor keeps compiled code in cannot be written to.
     """
-    if _prepared:
-        return
-    _prepared.append(True)
+    with COMPILING:
+        if not _prepared:
+            _check_cache_folder()
+            _prepare()
+            _prepared.append(True)
+
+
+def _prepare() -> None:
     # Imported here, not in the thread: imports register things that a trace reads.
     with uncollected():
         from torch._inductor import async_compile, compile_fx  # noqa: F401
@@ -63,6 +75,23 @@ def prepare() -> None:
                 async_compile.AsyncCompile().cpp_pybinding(["float*"], _TRIVIAL).result()
 
     threading.Thread(target=headers, name="mfk-headers", daemon=True).start()
+
+
+def _check_cache_folder() -> None:
+    """Inductor itself fails in the middle of its imports, and then for good."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder is None:  # a folder of the user's in that for temporary files
+        return
+    try:
+        os.makedirs(os.path.abspath(folder), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.abspath(folder)):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"TORCHINDUCTOR_CACHE_DIR: expected a folder that compiled code can be written to, got "
+            f"{folder!r} ({error.strerror or error}). Set the variable to another "
+            "folder, or do not compile: --no-jit."
+        ) from error
 
 
 @contextmanager

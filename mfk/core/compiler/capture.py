@@ -30,6 +30,8 @@ _QUESTIONS: dict[Any, Callable[..., Any]] = {
     _aten.is_same_size.default: lambda x, y: x.shape == y.shape,
     _aten._has_same_storage_numel.default: lambda x, y: _storage_numel(x) == _storage_numel(y),
 }
+_MASKS = (torch.bool, torch.uint8)
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
@@ -70,10 +72,10 @@ def capture(
     def flat(*inputs: Tensor) -> list[Tensor]:
         given = inputs[: len(fakes)]
         stand_ins = dict(zip(beside, inputs[len(fakes) :], strict=True))
-        with Rewriting(), _Watch(mode, given, stand_ins, around, used):
+        with Rewriting(_REFUSED), _Watch(mode, given, stand_ins, around, used):
             outputs = fn(*given)
         kept[:] = [None if isinstance(x, Tensor) else x for x in outputs]
-        return [_output(x, stand_ins, used) for x in outputs if isinstance(x, Tensor)]
+        return [_output(x, mode, stand_ins, used) for x in outputs if isinstance(x, Tensor)]
 
     everything = [*fakes, *beside.values()]
     with mode, torch.no_grad():
@@ -117,7 +119,7 @@ class _Watch(TorchDispatchMode):
             return _QUESTIONS[func](*args)
         if func is _aten.to.dtype_layout and _changes_nothing(args[0], named):
             return args[0]
-        if func not in _LIFTS and any(map(_is_real, (*args, *named.values()))):
+        if func not in _LIFTS and any(map(self._is_foreign, (*args, *named.values()))):
             args, named = tree_map_only(Tensor, self._stand_in, (args, named))
         if _draws(func, args, named):
             raise TraceError(
@@ -132,18 +134,23 @@ class _Watch(TorchDispatchMode):
                     "the tensor."
                 )
         elif torch.Tag.dynamic_output_shape in func.tags:
-            raise TraceError(
-                f"{_where()}: the shape of the result of {func} depends on values, which are not known while "
-                "tracing. Use torch.where or a mask of fixed shape."
-            )
+            _check_shape_known(func, args, named)
         if func._schema.is_mutable:
             self._check_writes(func, args, named)
         # The mode's memory of earlier calls forgets how views of zero tangents lie, which torch then asserts.
         self.mode.cache_enabled = not (func.is_view or func in _MADE)
         return func(*args, **named)
 
+    def _is_foreign(self, x: Any) -> bool:
+        """Whether an operand is, or a list of them holds, a tensor with numbers or of another trace."""
+        if isinstance(x, list | tuple):
+            return any(map(self._is_foreign, x))
+        return isinstance(x, Tensor) and not (isinstance(x, FakeTensor) and x.fake_mode is self.mode)
+
     def _stand_in(self, x: Tensor) -> Tensor:
         if isinstance(x, FakeTensor):
+            if x.fake_mode is not self.mode:
+                raise _leak(f"{_where()}: {describe(x)}")
             return x
         if id(x) in self.stand_ins:
             self.used[id(x)] = None
@@ -167,14 +174,36 @@ class _Watch(TorchDispatchMode):
                     )
 
 
-def _is_real(x: Any) -> bool:
-    """Whether an operand is, or a list of them holds, a tensor with numbers."""
-    if isinstance(x, list | tuple):
-        return any(map(_is_real, x))
-    return isinstance(x, Tensor) and not isinstance(x, FakeTensor)
+def _check_shape_known(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse an operator that torch tags as one of dynamic shape, unless with these operands it is not."""
+    if func is _aten.index.Tensor and not any(x is not None and x.dtype in _MASKS for x in args[1]):
+        return
+    if func is _aten.repeat_interleave.Tensor and kwargs.get("output_size") is not None:
+        return
+    if func is _aten.linalg_lstsq.default:
+        raise TraceError(
+            f"{_where()}: torch cannot trace {func}: which of its results are empty depends on the rank that "
+            "it finds. Use torch.linalg.qr and solve_triangular, or torch.linalg.pinv."
+        )
+    raise TraceError(
+        f"{_where()}: the shape of the result of {func} depends on values, which are not known while "
+        "tracing. Use torch.where or a mask of fixed shape."
+    )
 
 
-def _output(x: Tensor, stand_ins: Mapping[int, Tensor], used: dict[int, None]) -> Tensor:
+def _leak(what: str) -> TraceError:
+    return TraceError(
+        f"{what}: a tensor made during an earlier trace was stored, by the traced function or what it calls, "
+        "and is met again. It has no numbers: a traced function stores nothing. Make the tensor outside, "
+        "before the first call."
+    )
+
+
+def _output(
+    x: Tensor, mode: FakeTensorMode, stand_ins: Mapping[int, Tensor], used: dict[int, None]
+) -> Tensor:
+    if isinstance(x, FakeTensor) and x.fake_mode is not mode:
+        raise _leak(f"output: {describe(x)}")
     if isinstance(x, FakeTensor) or not _plain(x):
         return x
     if id(x) not in stand_ins:
@@ -233,3 +262,47 @@ def _where() -> str:
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "jit"
+
+
+def _unknown(x: Any) -> bool:
+    """Whether `x` is, or a list holds, a tensor without numbers."""
+    if isinstance(x, list | tuple):
+        return any(map(_unknown, x))
+    while isinstance(x, Tensor) and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return isinstance(x, FakeTensor)
+
+
+def _refused(what: str, instead: str, applies: Callable[..., bool]) -> Callable[..., Any]:
+    """Stands for a function that reads numbers past the operators, which `_Watch` does not see."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not applies(*args, **kwargs):
+            return NotImplemented
+        raise TraceError(
+            f"{_where()}: {what} reads the numbers of a tensor, which has none while tracing. {instead}"
+        )
+
+    return call
+
+
+def _refuses(what: str, instead: str) -> Callable[..., Any]:
+    return _refused(what, instead, lambda x, *args, **kwargs: _unknown(x))
+
+
+_LISTS = "a list that holds tensors"
+_REFUSED: dict[Any, Callable[..., Any]] = {
+    torch.tensor: _refused(
+        f"torch.tensor of {_LISTS}",
+        "Use torch.stack or torch.cat.",
+        lambda data, *args, **kwargs: isinstance(data, list | tuple) and _unknown(data),
+    ),
+    Tensor.__format__: _refused(
+        "a format of a number",
+        "Return the tensor and format it outside.",
+        lambda x, spec="": bool(spec) and _unknown(x),
+    ),
+    Tensor.numpy: _refuses(".numpy()", "Use torch's operators, or return the tensor."),
+    Tensor.__array__: _refuses("numpy", "Use torch's operators, or return the tensor."),
+    Tensor.data_ptr: _refuses(".data_ptr()", "The address would be the same at every call; do without it."),
+}

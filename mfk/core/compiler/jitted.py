@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from mfk.core.compiler.backend import Runner, compile_graph, prepare, uncollected
+from mfk.core.compiler.backend import COMPILING, Runner, compile_graph, prepare, uncollected
 from mfk.core.compiler.capture import TraceError, capture
-from mfk.core.compiler.closures import ClosedOver, closed_over
+from mfk.core.compiler.closures import ClosedOver, Structure, closed_over, structure
 from mfk.core.compiler.fold import fold_zeros
 from mfk.core.compiler.matmul import Matmul, Route, exact_matmul, matmul_context, use_strict
 from mfk.core.compiler.report import Counts, Report, count
@@ -28,6 +29,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MANY_TRACES = 16
+# A function may depend on the order of a dict's keys; the setting lasts as long as what holds it.
+_NAMESPACE = "mfk.jit"
+_ORDERED = contextlib.ExitStack()
+_ORDERED.enter_context(optree.dict_insertion_ordered(True, namespace=_NAMESPACE))
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 
@@ -38,6 +43,7 @@ class _Compiled(NamedTuple):
     around: list[ClosedOver]  # what is read at each call, after the arguments' leaves
     kinds: list[Hashable]  # shape, strides, dtype and device that those had
     same: list[tuple[Callable[[], Any], Callable[[], Any]]]  # ways to one object, which must not part
+    structure: Structure  # of what surrounds the function
     outputs: list[Any]  # for each leaf of the result: None for the next tensor, or a value
     spec: optree.PyTreeSpec  # of the result
     report: Report
@@ -54,24 +60,36 @@ def jit(
 
         gradient = mfk.jit(torch.func.grad(loss))
 
-    A kind is: the trees' structure; each tensor's shape, strides, dtype and device; and each other leaf's
-    type and value (numbers, strings, functions: they are static, and must be hashable; pass a tensor for what
-    changes). None belongs to the structure. Autocast, the default dtype and device and the number of threads
-    are part of it too.
+    A kind is: the trees' structure, with the order in which dicts (and the keyword arguments) have their
+    keys; each tensor's shape, strides, dtype and device; and each other leaf's type and value (numbers,
+    strings, functions: they are static, and must be hashable; pass a tensor for what changes). None belongs
+    to the structure. Autocast, the default dtype and device and the number of threads are part of it too.
 
     The function must be pure:
 
     * Python's side effects (print, appending to a list) happen once, while it is traced, and never again.
+    * What is stored while it is traced (in a cache, say) is no tensor with numbers; a later trace that meets
+      it raises.
     * A tensor that it closes over (closure, global, attribute, partial) becomes an input, which each call
       reads anew: rebound or changed in place, the next call sees it. Numbers that it closes over are
       constants.
+    * Code, and the structure of what it closes over (None or not, lengths of lists, keys of dicts, which
+      function a name is bound to), are as at the trace. The common changes are seen, and traced anew: of the
+      nearest hundred names and entries, None or no tensor that becomes a tensor, and another function; and
+      the lengths of lists and keys of dicts that hold a tensor which the function used. Others are not, such
+      as the layers of an nn.Module: make a new function then.
+    * torch.autograd.grad inside it needs ``with torch.enable_grad():`` around, as nothing is recorded;
+      torch.func.grad does not.
     * Results share no memory with arguments or with each other.
 
     The result carries no autograd graph: differentiate inside, ``jit(grad(f))``. Called inside another trace
     or transform (jit, grad, vmap, jvp, torch.compile) it is the plain function.
 
     0 * NaN and 0 / 0 are 0 where the zero is known from the graph, as a tangent that was never set is; as in
-    JAX.
+    JAX. The sign of a zero may get lost there: 0 - a is -a,
+    for a = 0 thus -0 instead of 0.
+
+    Threads may call one function; they wait for each other while something is traced or compiled.
 
     Args:
         fn: a pure function; arguments and result are trees.
@@ -85,6 +103,7 @@ def jit(
     Raises:
         TypeError: `fn` is not callable, or a leaf is neither a tensor nor hashable.
         ValueError: `matmul` is neither of the two.
+        OSError: at a call: TORCHINDUCTOR_CACHE_DIR is no folder that can be written to.
         TraceError: (a ValueError) at a call: random numbers, a read of a tensor's value, a result whose shape
             depends on values, a write to an argument, or a tensor that is neither an argument nor found
             around the function; with file and line. Or an argument that requires grad while gradients are
@@ -132,22 +151,32 @@ class Jitted(Generic[P, R]):
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> torch.fx.GraphModule:
         """The graph that Inductor is given for such arguments: for reading, and for tests."""
         leaves, spec = _flatten((args, kwargs))
-        return self._lower(_resolved(leaves), spec).graph
+        with COMPILING:
+            return self._lower(_resolved(leaves), spec).graph
 
     def _find(
         self, leaves: list[Any], tensors: list[Tensor], spec: optree.PyTreeSpec
     ) -> tuple[_Compiled, list[Tensor]]:
         _refuse_graph(tensors)
         key = (spec, tuple(map(_kind, leaves)), _surroundings())
-        for compiled in self._cache.setdefault(key, []):
+        found = self._look_up(key)
+        if found is None:
+            with COMPILING:
+                # Another thread may have compiled it in the meantime.
+                found = self._look_up(key)
+                if found is None:
+                    found = self._compile(leaves, spec)
+                    _refuse_graph(found[1])
+                    self._cache.setdefault(key, []).append(found[0])
+        _refuse_graph(found[1])
+        return found
+
+    def _look_up(self, key: Hashable) -> tuple[_Compiled, list[Tensor]] | None:
+        for compiled in self._cache.get(key, ()):
             around = _read(compiled)
             if around is not None and [_kind(x) for x in around] == compiled.kinds:
-                _refuse_graph(around)
                 return compiled, around
-        compiled, around = self._compile(leaves, spec)
-        _refuse_graph(around)
-        self._cache[key].append(compiled)
-        return compiled, around
+        return None
 
     def _compile(self, leaves: list[Any], spec: optree.PyTreeSpec) -> tuple[_Compiled, list[Tensor]]:
         self.traces += 1
@@ -173,10 +202,12 @@ class Jitted(Generic[P, R]):
             self._note(f"compiled: {report}")
         tensors = [c.tensor for c in lowered.closed_over]
         # The tensors themselves are not kept: they may be replaced, and are large.
-        around = [c._replace(tensor=torch.empty(0), same=()) for c in lowered.closed_over]
+        around = [c._replace(tensor=torch.empty(0), same=(), containers=()) for c in lowered.closed_over]
         same = {id(other): (one, other) for c in lowered.closed_over for one, other in c.same}
         kinds = [_kind(x) for x in tensors]
-        compiled = _Compiled(run, around, kinds, list(same.values()), lowered.outputs, lowered.spec, report)
+        compiled = _Compiled(
+            run, around, kinds, list(same.values()), lowered.structure, lowered.outputs, lowered.spec, report
+        )
         return compiled, tensors
 
     def _lower(self, leaves: list[Any], spec: optree.PyTreeSpec) -> _Lowered:
@@ -193,7 +224,8 @@ class Jitted(Generic[P, R]):
             results.append(result)
             return outputs
 
-        captured = capture(flat, [leaves[i] for i in where], closed_over(self._fn))
+        reached = closed_over(self._fn)
+        captured = capture(flat, [leaves[i] for i in where], reached.tensors)
         graph = captured.graph
         before = count(graph)
         tidy(graph)
@@ -206,7 +238,15 @@ class Jitted(Generic[P, R]):
         graph.graph.lint()
         graph.recompile()
         return _Lowered(
-            graph, captured.fakes, captured.closed_over, captured.outputs, results[-1], before, after, folded
+            graph,
+            captured.fakes,
+            captured.closed_over,
+            structure(reached.holders, captured.closed_over),
+            captured.outputs,
+            results[-1],
+            before,
+            after,
+            folded,
         )
 
     def _route(self, tensors: Sequence[Tensor]) -> Route:
@@ -219,6 +259,7 @@ class _Lowered(NamedTuple):
     graph: torch.fx.GraphModule
     inputs: Sequence[Tensor]
     closed_over: list[ClosedOver]
+    structure: Structure
     outputs: list[Any]
     spec: optree.PyTreeSpec
     before: Counts
@@ -227,7 +268,7 @@ class _Lowered(NamedTuple):
 
 
 def _flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
-    return optree.tree_flatten(tree)
+    return optree.tree_flatten(tree, namespace=_NAMESPACE)
 
 
 def _resolved(leaves: list[Any]) -> list[Any]:
@@ -239,8 +280,10 @@ def _resolved(leaves: list[Any]) -> list[Any]:
 
 
 def _read(compiled: _Compiled) -> list[Tensor] | None:
-    """The tensors closed over, as they are now; None where one is gone, or what was one tensor is two."""
+    """The tensors closed over, as they are now; None where one is gone, one became two, or code changed."""
     try:
+        if not compiled.structure.holds():
+            return None
         values = _resolved([c.read() for c in compiled.around])
         parted = any(one() is not other() for one, other in compiled.same)
     except (AttributeError, LookupError, TypeError, ValueError):

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -45,18 +46,31 @@ def exact_matmul() -> Route:
 
 def matmul_context(route: Route) -> Callable[[], AbstractContextManager[Any]]:
     """What a compiled call runs under."""
-    return _onednn if route == "onednn" else nullcontext
+    return (lambda: _ONEDNN) if route == "onednn" else nullcontext
 
 
-@contextmanager
-def _onednn() -> Iterator[None]:
-    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+class _Onednn:
+    """torch's switch, which is one for all threads: the first that enters sets it, the last restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, ""
+        self._settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = self._settings.fp32_precision
+                self._settings.fp32_precision = "bf16"
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._settings.fp32_precision = self._before
+
+
+_ONEDNN = _Onednn()
 
 
 def use_strict(graph: fx.GraphModule) -> None:
@@ -91,7 +105,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _through_onednn(a: Tensor, b: Tensor) -> Tensor:
-    with _onednn():
+    with _ONEDNN:
         return a @ b
 
 

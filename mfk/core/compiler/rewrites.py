@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,13 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mfk.core.norms import affine
+
 
 class Rewriting(TorchFunctionMode):
     """While it is active, calls of the operators below are answered by their equivalents.
 
     Two kinds: normalisations with a gain and an offset, whose forward mode mixes devices when it is
     traced, and sums with a scaled operand (``alpha=``, ``beta=``), whose forward mode crashes the tracer.
+
+    Args:
+        further: functions and what stands for them, which may return NotImplemented.
     """
+
+    def __init__(self, further: Mapping[Any, Callable[..., Any]]) -> None:
+        """Nothing is called yet."""
+        super().__init__()
+        self._others = {**_EQUIVALENTS, **further}
 
     def __torch_function__(
         self,
@@ -27,7 +37,7 @@ class Rewriting(TorchFunctionMode):
     ) -> Any:
         """Call `func`, or what stands for it."""
         kwargs = kwargs or {}
-        other = _EQUIVALENTS.get(func)
+        other = self._others.get(func)
         result = NotImplemented if other is None else other(*args, **kwargs)
         return func(*args, **kwargs) if result is NotImplemented else result
 
@@ -42,7 +52,7 @@ def _layer_norm(
 ) -> Tensor:
     if weight is None and bias is None:
         return NotImplemented
-    return _affine(torch.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+    return affine(torch.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
 
 
 def _rms_norm(
@@ -52,7 +62,7 @@ def _rms_norm(
     wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     small = torch.finfo(wide.dtype).eps if eps is None else eps
     scaled = wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + small)
-    return _affine(scaled.to(input.dtype), weight, None)
+    return affine(scaled.to(input.dtype), weight, None)
 
 
 def _group_norm(
@@ -67,14 +77,7 @@ def _group_norm(
         return NotImplemented
     spread = (-1,) + (1,) * (input.ndim - 2)
     gain, offset = (None if x is None else x.reshape(spread) for x in (weight, bias))
-    return _affine(torch.group_norm(input, num_groups, None, None, eps), gain, offset)
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The sum x weight + bias in x's dtype: under autocast x is narrower than they are, and stays so."""
-    if weight is not None:
-        x = x * weight.to(x.dtype)
-    return x if bias is None else x + bias.to(x.dtype)
+    return affine(torch.group_norm(input, num_groups, None, None, eps), gain, offset)
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, out: None = None) -> Any:

@@ -325,7 +325,7 @@ def test_keyword_arguments() -> None:
     assert f(x, scale=scale).item() == 6
     assert f(x, scale=scale, power=2).item() == f(x, power=2, scale=scale).item() == 18
     assert f(x=x, scale=scale).item() == 6
-    assert f.traces == 3
+    assert f.traces == 4  # the order of the keywords belongs to the kind, as a function may look at it
     assert (f.__name__, f.__doc__) == ("fn", "Doc.")  # type: ignore[attr-defined]
 
 

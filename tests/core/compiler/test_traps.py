@@ -240,6 +240,26 @@ def test_what_was_compiled_before_the_compiler_went_does_no_harm(tmp_path: Path)
     assert lines(python(script, CXX="/nonexistent/g++", **cache))[0] == "1"
 
 
+@pytest.mark.parametrize("kind", ["no such folder", "a file"])
+def test_a_cache_folder_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = str(tmp_path / "file") if kind == "a file" else "/proc/nope"
+    script = """
+        import torch, mfk
+        f = mfk.jit(lambda x: x.sin() + x)
+        for _ in range(2):
+            try:
+                f(torch.ones(3))
+            except OSError as error:
+                print(type(error).__name__, error)
+    """
+    out = lines(python(script, TORCHINDUCTOR_CACHE_DIR=folder))[:-1]
+    assert len(out) == 2
+    for line in out:
+        assert line.startswith("OSError TORCHINDUCTOR_CACHE_DIR: expected a folder that compiled code")
+        assert f"got {folder!r}" in line and "--no-jit" in line
+
+
 # The matrix product
 
 
