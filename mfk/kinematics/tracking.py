@@ -8,15 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfk.core.compiler import refuse_trace
+from mfk.core.compiler import LEAST_ROWS, refuse_trace
 from mfk.core.types import describe
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import check_joints
 from mfk.kinematics.ik import check_pose, clip_to_limits
 from mfk.kinematics.levenberg import Step, levenberg_marquardt, open_limits
 from mfk.kinematics.task_error import Weights, check_weights, task_distances
-
-_LEAST_ROWS = 64
 
 
 class Track(NamedTuple):
@@ -112,11 +110,9 @@ def _follow(
     reach = reach.unsqueeze(-1)
     q = q0.double().reshape(count, chain.dof).T.contiguous()
     moving = path
-    if (
-        jit and 0 < count < _LEAST_ROWS
-    ):  # the compiler makes a program for rows of many, which is the fast one
-        q = torch.cat((q, q[:, :1].expand(-1, _LEAST_ROWS - count)), 1)
-        moving = torch.cat((path, path[:1].expand(_LEAST_ROWS - count, -1, -1)))
+    if jit and 0 < count < LEAST_ROWS:  # the compiler makes a program for rows of many, which is the fast one
+        q = torch.cat((q, q[:, :1].expand(-1, LEAST_ROWS - count)), 1)
+        moving = torch.cat((path, path[:1].expand(LEAST_ROWS - count, -1, -1)))
     found, fast, bound = [], [], []
     for target in moving.unbind(1):
         low, high = torch.maximum(lower, q - reach), torch.minimum(upper, q + reach)

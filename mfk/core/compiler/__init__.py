@@ -5,8 +5,10 @@ from mfk.core.compiler.capture import TraceError
 from mfk.core.compiler.jitted import Jitted, jit, refuse_trace
 from mfk.core.compiler.matmul import Matmul, exact_matmul
 from mfk.core.compiler.report import Counts, Report
+from mfk.core.compiler.rowarrays import LEAST_ROWS
 
 __all__ = [
+    "LEAST_ROWS",
     "Counts",
     "Jitted",
     "Matmul",
