@@ -40,7 +40,7 @@ from mfk.kinematics.rotations import (
     xyzw_to_wxyz,
 )
 from mfk.kinematics.second_order import velocity_product
-from mfk.kinematics.solver import Solution, solve
+from mfk.kinematics.solver import SeedsFrom, Solution, solve
 from mfk.kinematics.tracking import Track, track
 from mfk.kinematics.urdf import load_urdf
 
@@ -48,6 +48,7 @@ __all__ = [
     "Chain",
     "Joint",
     "RobotConfig",
+    "SeedsFrom",
     "Solution",
     "Track",
     "check_joints",

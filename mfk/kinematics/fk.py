@@ -129,6 +129,12 @@ def joint_positions(chain: Chain, q: Tensor) -> Tensor:
     return torch.stack(points).movedim((0, 1), (-2, -1))
 
 
+def check_chain(chain: Chain) -> None:
+    """Raise TypeError unless `chain` is one."""
+    if not isinstance(chain, Chain):
+        raise TypeError(f"chain: expected a Chain, as from load_urdf or panda(), got {describe(chain)}")
+
+
 def check_joints(chain: Chain, q: Tensor, name: str = "q") -> None:
     """Raise unless `q` is a float32 or float64 tensor [..., dof]; reads no values."""
     if not isinstance(q, torch.Tensor):

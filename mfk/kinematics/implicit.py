@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mfk.kinematics import rotations
 from mfk.kinematics.chain import Chain
-from mfk.kinematics.fk import jacobian
+from mfk.kinematics.fk import pose_and_jacobian
 from mfk.kinematics.task_error import Weights, in_target, weigh
 
 
@@ -30,23 +30,40 @@ def pose_cotangent(target: Tensor, cotangent: Tensor) -> Tensor:
     return torch.cat((cotangent[..., :3], rotations.quaternion_multiply(vector, q)), dim=-1)
 
 
-def solution_map(chain: Chain, q: Tensor, target: Tensor, weights: Weights | None, holds: Tensor) -> Tensor:
+def solution_map(
+    chain: Chain,
+    q: Tensor,
+    target: Tensor,
+    weights: Weights | None,
+    converged: Tensor,
+    limits: tuple[Tensor, Tensor],
+) -> Tensor:
     """The matrix [..., dof, 6] from twists of the target to changes of the solution q [..., dof].
 
-        (S J_free)^+ S,    S the directions that count (all six without weights)
+        (S J_free)^+ S A,    S the directions that count (all six without weights)
 
-    with the undamped pseudo-inverse: of all changes that follow the target, the smallest. `holds` [...] tells
-    where q is a solution; elsewhere the map is zero. A joint that lies on a limit is held: its row is zero,
-    the one-sided derivative towards which the limit does not give.
+    with the undamped pseudo-inverse: of all changes that follow the target, the smallest. A is the identity,
+    but where a position is free and the tip lies d away from the target: as the target's axes turn, what
+    counts as an error does so too, by d x omega.
+
+    `converged` [...] tells where q is a solution; elsewhere the map is zero. A joint that lies on one of the
+    `limits` ([dof] each) is held: its row is zero, the one-sided derivative towards which the limit does not
+    give.
     """
-    lower, upper = chain.lower.to(q.device), chain.upper.to(q.device)
-    at_limit = ((q <= lower) | (q >= upper)) & ~torch.tensor(chain.continuous, device=q.device)
-    free = (~at_limit & holds.unsqueeze(-1)).to(q.dtype)
-    columns = jacobian(chain, q) * free.unsqueeze(-2)
+    lower, upper = limits
+    free = ((q > lower) & (q < upper) & converged.unsqueeze(-1)).to(q.dtype)
+    pose, columns = pose_and_jacobian(chain, q)
+    columns = columns * free.unsqueeze(-2)
     if weights is None:
         return free.unsqueeze(-1) * torch.linalg.pinv(columns)
     axes = rotations.quaternion_to_matrix(target[..., 3:]).movedim((-2, -1), (0, 1))
-    rows = weigh(in_target(columns.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
+
+    def selected(rows: Tensor) -> Tensor:
+        """The rows that count, of a matrix [..., 6, n]."""
+        return weigh(in_target(rows.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
+
+    away = (target[..., :3] - pose[..., :3]).unsqueeze(-2)
     eye = torch.eye(6, dtype=q.dtype, device=q.device).expand(*q.shape[:-1], 6, 6)
-    selected = weigh(in_target(eye.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
-    return free.unsqueeze(-1) * (torch.linalg.pinv(rows) @ selected)
+    turned = torch.linalg.cross(away.expand(*q.shape[:-1], 3, 3), eye[..., 3:, 3:], dim=-1).mT
+    seen = torch.cat((torch.cat((eye[..., :3, :3], turned), -1), eye[..., 3:, :]), dim=-2)
+    return free.unsqueeze(-1) * (torch.linalg.pinv(selected(columns)) @ selected(seen))

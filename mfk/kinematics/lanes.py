@@ -82,7 +82,7 @@ class _Search:
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         self.q = task.target.new_full((n, task.count, chain.dof), torch.nan)
         self.number, self.steps = zeros.clone(), zeros.clone()
-        self.best = task.target.new_full((n, chain.dof), torch.nan)
+        self.best = (self.begin + 0.5 * self.extent).repeat(n, 1)
         self.least = task.target.new_full((n,), torch.inf)
         self.begun, self.running, self.failed = zeros.clone(), zeros.clone(), zeros.clone()
         self.over = torch.zeros(n, dtype=torch.bool, device=device)
@@ -286,4 +286,4 @@ def _ratios(dof: int) -> Tensor:
     g = 2.0
     for _ in range(60):
         g = (1 + g) ** (1 / (dof + 1))
-    return torch.tensor([g ** -(i + 1) for i in range(dof)], dtype=torch.float64)
+    return torch.tensor([g ** -(i + 1) for i in range(dof)], dtype=torch.float64, device="cpu")

@@ -76,5 +76,6 @@ def nearest_seeds(table: SeedTable, target: Tensor, count: int, rotation_weight:
 
 def _cell(table: SeedTable, pose: Tensor) -> Tensor:
     place = ((pose[..., :3] - table.corner) / table.edge).floor()
-    x, y, z = torch.minimum(place.clamp(min=0).long(), table.cells - 1).unbind(-1)
+    # As floats: a pose may be too far away for an integer.
+    x, y, z = torch.minimum(place.clamp(min=0), (table.cells - 1).to(place.dtype)).long().unbind(-1)
     return (x * table.cells[1] + y) * table.cells[2] + z

@@ -13,15 +13,23 @@ from mfk.core import rng
 from mfk.core.compiler import refuse_trace
 from mfk.core.types import Rows, describe
 from mfk.kinematics.chain import Chain
+from mfk.kinematics.fk import check_chain
 from mfk.kinematics.ik import check_pose, clip_to_limits
 from mfk.kinematics.implicit import pose_cotangent, pose_twist, solution_map
 from mfk.kinematics.lanes import Search, search
-from mfk.kinematics.levenberg import levenberg_marquardt
+from mfk.kinematics.levenberg import levenberg_marquardt, open_limits
 from mfk.kinematics.posture import towards
 from mfk.kinematics.seed_table import nearest_seeds, seed_table
 from mfk.kinematics.task_error import Weights, check_weights, task_distances
 
-Seeds: TypeAlias = Literal["table", "random"] | Tensor | Callable[[Tensor], Tensor]
+
+class SeedsFrom(NamedTuple):
+    """Seeds that a function makes from poses [n, 7] and starts [n, dof], or None where there are none."""
+
+    make: Callable[[Tensor, Tensor | None], Tensor]
+
+
+Seeds: TypeAlias = Literal["table", "random"] | Tensor | Callable[[Tensor], Tensor] | SeedsFrom
 
 _BLOCK = 65_536  # poses searched for together; it bounds the memory
 _FROM_TABLE = 4
@@ -45,7 +53,7 @@ class _Plan(NamedTuple):
     count: int
     tolerance: tuple[float, float]
     seed: int
-    seeds: Literal["table", "random"] | Callable[[Tensor], Tensor]
+    seeds: Literal["table", "random"] | Callable[[Tensor], Tensor] | SeedsFrom
     weights: Weights | None
     nearest: bool
     separation: float
@@ -97,13 +105,16 @@ def solve(
         seed: of the starts; the same arguments give the same result.
         seeds: the starts that come first: "table", the nearest of 100,000 reachable poses; "random", none,
             so that all are spread evenly over the joints' ranges, as later ones always are; a tensor
-            [..., m, dof] of configurations; or a function that makes them from poses [n, 7].
+            [..., m, dof] of configurations; a function that makes [n, m, dof] of them from poses [n, 7]; or
+            `SeedsFrom` one that is given q0 [n, dof] (or None) too.
         weights: of the errors along the target's x y z and about them; 0 leaves one free: (1, 1, 1, 0, 0, 0)
-            position alone, (1, 1, 1, 1, 1, 0) any turn about the tool's z. None: all six alike.
+            position alone, (1, 1, 1, 1, 1, 0) any turn about the tool's z. None: all six alike. They tell
+            what the search cares for most; a solution is within the tolerance in all that count. A weight is
+            0, or at least a thousandth of the greatest.
         nearest: of up to 16 solutions, each moved in its null space towards `q0`, the nearest to `q0`; with
-            several wanted, they come in the order of their distance. It needs `q0`.
+            several wanted, these come in the order of their distance, and none is moved. It needs `q0`.
         separation: solutions are distinct where some joint differs by at least this much (rad or m; turns by
-            a full circle are no difference).
+            a full circle are no difference). At least 1e-5 for a float32 target.
         max_starts: starts without a (new) solution after which a pose is given up. One of the first 20 takes
             at most 40 steps, a later one 150; most are given up much sooner.
         jit: compile the step with `mfk.jit`: several times as fast, after a few seconds at the first call.
@@ -113,38 +124,45 @@ def solve(
         TypeError: a tensor of another dtype, or something that is no tensor.
         ValueError: shapes that do not fit, a pose that is not finite or no unit quaternion (with its row),
             numbers out of range, or `q0` or seeds that are not finite.
-        mfk.core.TraceError: inside `mfk.jit` or torch.compile: a search ends when it is done, which a graph
-            cannot.
+        NotImplementedError: a forward derivative of a forward derivative, which torch gets wrong here.
+        mfk.core.TraceError: inside `mfk.jit`: a search ends when it is done, which a graph cannot.
+            torch.compile is not supported either.
     """
     refuse_trace("mfk.kinematics.solve", "call it outside, or take some `least_squares_step` inside")
-    tolerance = (tol, tol) if isinstance(tol, int | float) else tuple(tol)
-    if len(tolerance) != 2 or not all(math.isfinite(x) and x > 0 for x in tolerance):
-        raise ValueError(f"tol: expected a positive number, or two of them (m, rad), got {tol!r}")
+    check_chain(chain)
+    tolerance = _pair(tol)
     for name, value in (("num_solutions", num_solutions), ("max_starts", max_starts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
-    if not (math.isfinite(separation) and separation > 0):
-        raise ValueError(f"separation: expected a positive number, got {separation!r}")
+    if not isinstance(nearest, bool):
+        raise TypeError(f"nearest: expected True or False, got {nearest!r}")
     if nearest and q0 is None:
         raise ValueError("nearest: expected q0, the configuration to be near to, got None")
-    if isinstance(seeds, str) and seeds not in ("table", "random"):
-        raise ValueError(f"seeds: expected 'table', 'random', a tensor or a function, got {seeds!r}")
     _check_target(target)
+    _check_separation(separation, target.dtype)
     batch = target.shape[:-1]
     if q0 is not None:
-        _check_configurations(chain, "q0", q0, (chain.dof,) if q0.ndim == 1 else (*batch, chain.dof))
+        single = isinstance(q0, Tensor) and q0.ndim == 1
+        _check_configurations(chain, "q0", q0, (chain.dof,) if single else (*batch, chain.dof))
         q0 = q0.expand(*batch, chain.dof)
     given = None
     if isinstance(seeds, Tensor):
         per_pose = seeds.shape[-2] if seeds.ndim >= 2 else 0
         _check_configurations(chain, "seeds", seeds, (*batch, per_pose, chain.dof))
         given, seeds = seeds, "random"
+    elif not (callable(seeds) or isinstance(seeds, SeedsFrom) or _named(seeds)):
+        raise ValueError(f"seeds: expected 'table', 'random', a tensor or a function, got {seeds!r}")
+    if _forward_levels() > 1:
+        raise NotImplementedError(
+            "mfk.kinematics.solve: torch loses the derivative of a custom function's forward derivative; "
+            "take one of the two in reverse mode, as jacfwd(jacrev(f)) or torch.func.hessian do"
+        )
     plan = _Plan(
         chain,
         num_solutions,
-        cast(tuple[float, float], tolerance),
+        tolerance,
         seed,
         seeds,
         check_weights(weights),
@@ -227,19 +245,21 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
         rows = slice(begin, begin + _BLOCK)
         wanted = poses[rows]
         # Where the poses come from nothing, q0 is the first start and the seeds follow it.
-        starts = [] if q0 is None else [q0.reshape(-1, 1, chain.dof)[rows]]
+        centre = None
+        if q0 is not None:
+            centre = clip_to_limits(chain, q0.reshape(-1, 1, chain.dof)[rows].double())
+        starts = [] if centre is None else [centre]
         if given is not None:
-            starts.append(given.reshape(len(poses), -1, chain.dof)[rows])
+            starts.append(given.reshape(len(poses), -1, chain.dof)[rows].double())
         else:
-            starts.append(_seeds(plan, wanted))
-        seeds = clip_to_limits(chain, torch.cat([x.double() for x in starts], dim=1))
+            starts.append(_seeds(plan, wanted, None if centre is None else centre[:, 0]).double())
+        seeds = clip_to_limits(chain, torch.cat(starts, dim=1))
         task = Search(wanted, seeds, count, searched, plan.separation, plan.starts, redundant, offset)
         found = search(chain, step, task)
         q = found.q
         # Of a pose without a solution, the best that was found.
         none = found.number == 0
         q[:, 0] = torch.where(none.unsqueeze(-1), found.best, q[:, 0])
-        centre = None if q0 is None else q0.reshape(-1, 1, chain.dof)[rows].double()
         q = _unwound(chain, q, centre)
         if plan.nearest:
             q = _nearest(plan, q, wanted, cast(Tensor, centre))
@@ -262,7 +282,7 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
     )
 
 
-def _seeds(plan: _Plan, target: Tensor) -> Tensor:
+def _seeds(plan: _Plan, target: Tensor, q0: Tensor | None) -> Tensor:
     """The first starts, [n, m, dof]."""
     chain = plan.chain
     if plan.seeds == "random":
@@ -270,7 +290,11 @@ def _seeds(plan: _Plan, target: Tensor) -> Tensor:
     if plan.seeds == "table":
         turned = 0.3 if plan.weights is None or all(plan.weights[3:]) else 0.0
         return nearest_seeds(seed_table(chain, target.device), target, _FROM_TABLE, turned)
-    made = cast(Callable[[Tensor], Tensor], plan.seeds)(target)
+    # A copy: the function may write to what it is given.
+    if isinstance(plan.seeds, SeedsFrom):
+        made = plan.seeds.make(target.clone(), None if q0 is None else q0.clone())
+    else:
+        made = cast(Callable[[Tensor], Tensor], plan.seeds)(target.clone())
     if (
         not isinstance(made, Tensor)
         or made.ndim != 3
@@ -279,6 +303,8 @@ def _seeds(plan: _Plan, target: Tensor) -> Tensor:
         raise ValueError(
             f"seeds: expected the function to return [{len(target)}, m, {chain.dof}], got {describe(made)}"
         )
+    if made.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"seeds: expected the function to return float32 or float64, got {made.dtype}")
     if not bool(torch.isfinite(made).all()):
         raise ValueError("seeds: expected the function to return finite numbers, got others")
     return made
@@ -286,14 +312,19 @@ def _seeds(plan: _Plan, target: Tensor) -> Tensor:
 
 def _nearest(plan: _Plan, q: Tensor, target: Tensor, q0: Tensor) -> Tensor:
     """The solutions [n, count, dof] nearest to q0 [n, 1, dof], in the order of their distance."""
+    # Of a continuous joint q0 is the nearest of all its turns.
+    endless = torch.tensor(plan.chain.continuous, device=q.device)
+
+    def wanted(q: Tensor) -> Tensor:
+        return torch.where(endless, q0 + 2 * math.pi * torch.round((q - q0) / (2 * math.pi)), q0)
+
     if plan.count == 1:
         poses = target.unsqueeze(1).expand(*q.shape[:2], 7)
-        moved = towards(plan.chain, q, poses, q0.expand_as(q), plan.weights, plan.tolerance)
+        moved = towards(plan.chain, q, poses, wanted(q), plan.weights, plan.tolerance)
         q = _unwound(plan.chain, moved, q0)
-    distance = (q - q0).norm(dim=-1)
-    order = torch.argsort(torch.where(distance.isnan(), torch.inf, distance), dim=1, stable=True)[
-        :, : plan.count
-    ]
+    distance = (q - wanted(q)).norm(dim=-1)
+    distance = torch.where(distance.isnan(), torch.inf, distance)
+    order = torch.argsort(distance, dim=1, stable=True)[:, : plan.count]
     return torch.gather(q, 1, order.unsqueeze(-1).expand(-1, -1, q.shape[-1]))
 
 
@@ -321,8 +352,44 @@ def _map(target: Tensor, q: Tensor, converged: Tensor, plan: _Plan) -> Tensor:
     poses = _unit(target)
     if plan.count > 1:
         poses = poses.unsqueeze(-2).expand(*q.shape[:-1], 7)
+    lower, upper = open_limits(plan.chain, q.device)
+    if q.dtype == torch.float32:  # in which the limits are other numbers
+        low = torch.tensor(plan.chain.lower_float32, dtype=torch.float64, device=q.device)
+        high = torch.tensor(plan.chain.upper_float32, dtype=torch.float64, device=q.device)
+        lower, upper = torch.where(lower.isinf(), lower, low), torch.where(upper.isinf(), upper, high)
     q = torch.where(converged.unsqueeze(-1), q.double(), 0.0)
-    return solution_map(plan.chain, q, poses, plan.weights, converged)
+    return solution_map(plan.chain, q, poses, plan.weights, converged, (lower, upper))
+
+
+def _pair(tol: Any) -> tuple[float, float]:
+    """The tolerances in m and rad."""
+    both = tuple(tol) if isinstance(tol, tuple | list) else (tol, tol)
+    for x in both:
+        if isinstance(x, bool) or not isinstance(x, int | float):
+            raise TypeError(f"tol: expected a number, or two of them (m, rad), got {describe(tol)}")
+    if len(both) != 2 or not all(0 < x < math.inf for x in both):
+        raise ValueError(f"tol: expected a positive number, or two of them (m, rad), got {tol!r}")
+    return both[0], both[1]
+
+
+def _check_separation(separation: Any, dtype: torch.dtype) -> None:
+    if isinstance(separation, bool) or not isinstance(separation, int | float):
+        raise TypeError(f"separation: expected a number, got {describe(separation)}")
+    least = 1e-5 if dtype == torch.float32 else 0.0  # below, rounding makes two solutions one
+    if not max(least, math.ulp(0.0)) <= separation < math.inf:
+        what = f"a number >= {least}, as the target is float32" if least else "a positive number"
+        raise ValueError(f"separation: expected {what}, got {separation!r}")
+
+
+def _forward_levels() -> int:
+    """How many forward derivatives of torch.func are being taken."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    stack = functorch.get_interpreter_stack() or []
+    return sum(level.key() == functorch.TransformType.Jvp for level in stack)
+
+
+def _named(seeds: Any) -> bool:
+    return isinstance(seeds, str) and seeds in ("table", "random")
 
 
 def _unit(target: Tensor) -> Tensor:

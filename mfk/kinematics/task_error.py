@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mfk.core.types import describe
 from mfk.kinematics import rotations
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import forward
@@ -14,6 +16,8 @@ from mfk.kinematics.ik import pose_error
 
 Weights: TypeAlias = tuple[float, float, float, float, float, float]
 """Of the errors along and about the target's x, y and z axes, position first; 0 leaves one free."""
+
+_LEAST_WEIGHT = 1e-3
 
 
 class TaskError(NamedTuple):
@@ -24,26 +28,35 @@ class TaskError(NamedTuple):
     rotation: Tensor  # [...], square of the angle; rad^2
 
 
-def check_weights(weights: tuple[float, ...] | None) -> Weights | None:
-    """The weights as six floats; None, all of equal weight, stays None.
+def check_weights(weights: Sequence[float] | None) -> Weights | None:
+    """The weights as six floats, the greatest of them 1; None, all of equal weight, stays None.
 
     Raises:
-        ValueError: not six finite numbers >= 0, all of them 0, or two rotations free and one not.
+        TypeError: no sequence of numbers.
+        ValueError: not six finite numbers >= 0, all of them 0, one below a thousandth of the greatest, or two
+            rotations free and one not.
     """
     if weights is None:
         return None
-    given = tuple(float(w) for w in weights)
-    if len(given) != 6 or not all(0 <= w < float("inf") for w in given) or not any(given):
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights: expected six numbers, got {describe(weights)}")
+    if any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights):
+        raise TypeError(f"weights: expected six numbers, got {weights!r}")
+    if len(weights) != 6 or not all(0 <= w < float("inf") for w in weights) or not any(weights):
         raise ValueError(
             "weights: expected six finite numbers >= 0, not all 0 (along, then about, the target's x y z), "
             f"got {weights!r}"
         )
-    if given[3:].count(0.0) == 2:
+    # What counts for less than the search's own damping would never be reached.
+    scaled = tuple(w / max(weights) for w in weights)
+    if any(0 < w < _LEAST_WEIGHT for w in scaled):
+        raise ValueError(f"weights: expected 0, or at least a thousandth of the greatest, got {weights!r}")
+    if scaled[3:].count(0.0) == 2:
         raise ValueError(
             "weights: expected all rotations, two of them or none to count (one alone is no orientation), "
             f"got {weights!r}"
         )
-    return given  # type: ignore[return-value]
+    return scaled  # type: ignore[return-value]
 
 
 def task_error(pose: Tensor, target: Tensor, weights: Weights | None) -> TaskError:

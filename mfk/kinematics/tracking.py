@@ -11,7 +11,7 @@ from torch import Tensor
 from mfk.core.compiler import LEAST_ROWS, refuse_trace
 from mfk.core.types import describe
 from mfk.kinematics.chain import Chain
-from mfk.kinematics.fk import check_joints
+from mfk.kinematics.fk import check_chain, check_joints
 from mfk.kinematics.ik import check_pose, clip_to_limits
 from mfk.kinematics.levenberg import Step, levenberg_marquardt, open_limits
 from mfk.kinematics.task_error import Weights, check_weights, task_distances
@@ -48,7 +48,7 @@ def track(
 
     so that what is too fast, or out of reach, is followed as far as its joints allow, and caught up with
     later: `reached`, `at_velocity_limit` and `at_joint_limit` say where. The search is `solve`'s step, from
-    one start, in float64. A continuous joint counts its turns.
+    one start, in float64. A continuous joint counts its turns. The result carries no derivative.
 
     Args:
         chain: the robot.
@@ -66,14 +66,15 @@ def track(
         TypeError: a tensor of another dtype, or something that is no tensor.
         ValueError: shapes that do not fit, poses that are not finite or no unit quaternions, `q0` outside the
             limits, numbers out of range.
-        mfk.core.TraceError: inside `mfk.jit` or torch.compile.
+        mfk.core.TraceError: inside `mfk.jit`.
     """
     refuse_trace("mfk.kinematics.track", "call it outside")
     for name, number in (("dt", dt), ("tol", tol)):
-        if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
             raise ValueError(f"{name}: expected a positive number, got {number!r}")
     if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations: expected a whole number >= 1, got {max_iterations!r}")
+    check_chain(chain)
     check_pose(poses, "poses")
     if poses.ndim < 2 or poses.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"poses: expected a float32 or float64 tensor [..., T, 7], got {describe(poses)}")
@@ -143,7 +144,7 @@ def _reach(
         error = torch.maximum(position, rotation)
         nearer = error < least
         best, least = torch.where(nearer, q, best), torch.where(nearer, error, least)
-        if moves == max_iterations or float(least.max()) <= tol**2:
+        if moves == max_iterations or not least.numel() or float(least.max()) <= tol**2:
             break
         q = after
     return best
@@ -153,8 +154,10 @@ def _speeds(chain: Chain, velocity: Tensor | None, device: torch.device) -> Tens
     """Greatest speeds, [dof], float64."""
     if velocity is None:
         return chain.velocity.to(device)
-    if not isinstance(velocity, Tensor) or velocity.shape != (chain.dof,):
-        raise ValueError(f"velocity: expected a tensor [{chain.dof}], got {describe(velocity)}")
+    if not isinstance(velocity, Tensor) or not velocity.is_floating_point():
+        raise TypeError(f"velocity: expected a tensor of floats [{chain.dof}], got {describe(velocity)}")
+    if velocity.shape != (chain.dof,):
+        raise ValueError(f"velocity: expected shape [{chain.dof}], got {tuple(velocity.shape)}")
     if not bool((velocity > 0).all()):
         raise ValueError(f"velocity: expected positive numbers, got {velocity.tolist()}")
     return velocity.double().to(device)

@@ -39,25 +39,32 @@ def export_ik(ik: IK, path: Path) -> float:
     Raises:
         RuntimeError: they differ by more than 1e-5. OSError: the folder cannot be written.
     """
-    net = ik_network(ik.chain, ik.network)()
-    net.load_state_dict({**ik.params, **ik.buffers})
-    module = OneStep(ik.chain, net).eval()
-    table = seed_table(ik.chain, torch.device("cpu"))
-    batch = torch.export.Dim("n", min=2)
-    shapes: Any = {"q_ref": {0: batch}, "pose": {0: batch}}
-    with torch.no_grad():
-        program = torch.export.export(module, (table.q[:8], table.pose[8:16]), dynamic_shapes=shapes)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, {path} is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part.pt2")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()  # now, and not after seconds of work
     try:
-        torch.export.save(program, part)
-        again = torch.export.load(part).module()
-        q_ref, pose = table.q[100:137], table.pose[137:174]
-        with torch.no_grad():
-            difference = float((again(q_ref, pose) - ik.propose(pose, q_ref)).abs().max())
+        difference = _write(ik, part)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{path}: the exported program differs from the network by {difference:.3g}")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return difference
+
+
+def _write(ik: IK, path: Path) -> float:
+    """Write the program, read it back, and compare it with the network."""
+    net = ik_network(ik.chain, ik.network)()
+    net.load_state_dict({**ik.params, **ik.buffers})
+    table = seed_table(ik.chain, torch.device("cpu"))
+    batch = torch.export.Dim("n", min=2)
+    shapes: Any = {"q_ref": {0: batch}, "pose": {0: batch}}
+    with torch.no_grad():
+        example = (table.q[:8], table.pose[8:16])
+        program = torch.export.export(OneStep(ik.chain, net).eval(), example, dynamic_shapes=shapes)
+        torch.export.save(program, path)
+        q_ref, pose = table.q[100:137], table.pose[137:174]
+        got = torch.export.load(path).module()(q_ref, pose)
+        return float((got - ik.propose(pose, q_ref)).abs().max())

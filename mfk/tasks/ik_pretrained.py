@@ -18,7 +18,7 @@ from torch import Tensor
 from mfk.core import config, tree
 from mfk.core.types import Model, Params, describe
 from mfk.data.archives import read_npz
-from mfk.kinematics import Chain, Solution, check_pose, clip_to_limits, load_urdf, urdf_text
+from mfk.kinematics import Chain, SeedsFrom, Solution, check_pose, clip_to_limits, load_urdf, urdf_text
 from mfk.kinematics import solve as solve_numerically
 from mfk.kinematics.seed_table import nearest_seeds, seed_table
 from mfk.kinematics.solver import Seeds
@@ -28,6 +28,8 @@ from mfk.tasks.ik import NetConfig, ik_field, ik_model
 SHIPPED = ("panda", "ur10")
 FORMAT = "mfk.ik/1"
 _ROWS = 32_768  # that the network sees at once
+_MOST = 10_000  # proposals for a pose
+_MOST_BASE_STEPS = 16  # that a file may ask for
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +62,7 @@ class IK:
             target: poses [..., 7] = x y z [m], qw qx qy qz of the tip in the base frame.
             q_ref: configuration to start from, [dof] or [..., dof], rad or m: what comes back is near it.
                 None: the `num` configurations of a table of 100,000 whose poses are nearest to the target.
-            num: how many proposals; beside a `q_ref` the others come from the table.
+            num: how many proposals, at most 10,000; beside a `q_ref` the others come from the table.
             steps: network steps for each.
 
         Returns:
@@ -70,9 +72,11 @@ class IK:
             TypeError, ValueError: as `mfk.kinematics.solve`.
         """
         check_pose(target)
+        if target.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"target: expected float32 or float64, got {target.dtype}")
         for name, value in (("num", num), ("steps", steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise ValueError(f"{name}: expected a whole number from 1 to {_MOST:,}, got {value!r}")
         batch, dof = target.shape[:-1], self.chain.dof
         poses = target.reshape(-1, 7).float()
         poses = torch.cat((poses[:, :3], poses[:, 3:] / poses[:, 3:].norm(dim=-1, keepdim=True)), dim=-1)
@@ -83,6 +87,8 @@ class IK:
                 raise ValueError(
                     f"q_ref: expected a tensor ({dof},) or {(*batch, dof)}, got {describe(q_ref)}"
                 )
+            if q_ref.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"q_ref: expected float32 or float64, got {q_ref.dtype}")
             if not bool(torch.isfinite(q_ref).all()):
                 raise ValueError("q_ref: expected finite numbers, got others")
             q_ref = q_ref.to(target.device).float().expand(*batch, dof).reshape(-1, 1, dof)
@@ -98,7 +104,9 @@ class IK:
                 reference = torch.cat(references, dim=1).reshape(-1, dof)
                 several = wanted.repeat_interleave(num, dim=0)
                 u = ik_field(self.model, self.params, self.buffers, several)
-                parts.append(sample(u, reference, steps))
+                q = sample(u, reference, steps)
+                # Of a pose that is farther away than float32 can tell.
+                parts.append(torch.where(q.isfinite(), q, reference))
         q = torch.cat(parts) if parts else poses.new_empty(0, dof)
         shape = (*batch, dof) if num == 1 else (*batch, num, dof)
         return clip_to_limits(self.chain, q.reshape(shape).to(target.dtype))
@@ -114,11 +122,7 @@ class IK:
         """
         seeds: Seeds | str = options.pop("seeds", "table")
         if isinstance(seeds, str) and seeds == "network":
-            if q0 is not None and q0.ndim > 1:
-                # A start for each pose, which the function of poses alone would not know.
-                seeds = self.propose(target, q0).unsqueeze(-2)
-            else:
-                seeds = lambda poses: self.propose(poses, q0).unsqueeze(-2)  # noqa: E731
+            seeds = SeedsFrom(lambda poses, q0: self.propose(poses, q0).unsqueeze(-2))
         return solve_numerically(self.chain, target, q0, seeds=seeds, **options)  # type: ignore[arg-type]
 
 
@@ -131,6 +135,8 @@ def load_ik(name: str | Path) -> IK:
         FileNotFoundError: no such file.
         ValueError: no such name, or a file that is damaged or not one of `save_ik`.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name: expected a name or a path, got {describe(name)}")
     if isinstance(name, str) and name in SHIPPED:
         with resources.as_file(resources.files("mfk.tasks").joinpath("weights", f"{name}.npz")) as path:
             return _read(path)
@@ -196,13 +202,36 @@ def _read(path: Path) -> IK:
         raise ValueError(f"{path}: expected a file of mfk.tasks.ik_pretrained.save_ik: {error!r}") from None
     if kind != FORMAT:
         raise ValueError(f"{path}: expected the format {FORMAT}, got {kind!r}")
-    text = robot["urdf"] if "urdf" in robot else urdf_text(robot["name"])
-    chain = load_urdf(text, robot["frame"], base=robot["base"])
-    network = config.from_dict(NetConfig, network, source=str(path))
-    model = ik_model(chain, network)
+    chain = _chain(path, robot)
+    net = config.from_dict(NetConfig, network, source=str(path))
+    # Before anything of that size is made.
+    longest = max((n for x in arrays.values() for n in x.shape), default=0)
+    if net.width > longest or net.blocks > len(arrays) or net.base_steps > _MOST_BASE_STEPS:
+        raise ValueError(f"{path}: expected a network of the size of its arrays, got {net}")
+    model = ik_model(chain, net)
     params, buffers = model.init(0)
     params, buffers = (_filled(path, arrays, k, x) for k, x in (("params", params), ("buffers", buffers)))
-    return IK(chain, network, model, params, buffers, record)
+    return IK(chain, net, model, params, buffers, record)
+
+
+def _chain(path: Path, robot: Any) -> Chain:
+    """The chain that a file names, or describes."""
+    wanted = {"frame", "base", "urdf" if isinstance(robot, dict) and "urdf" in robot else "name"}
+    if (
+        not isinstance(robot, dict)
+        or {*robot} != wanted
+        or not all(isinstance(x, str) for x in robot.values())
+    ):
+        raise ValueError(f"{path}: robot: expected strings {sorted(wanted)}, got {describe(robot)}")
+    if "name" in robot and robot["name"] not in SHIPPED:
+        raise ValueError(f"{path}: robot: expected {' or '.join(SHIPPED)}, got {robot['name']!r}")
+    if "urdf" in robot and "<robot" not in robot["urdf"]:
+        raise ValueError(f"{path}: robot: expected the text of a URDF, got {robot['urdf'][:40]!r}")
+    try:
+        text = robot["urdf"] if "urdf" in robot else urdf_text(robot["name"])
+        return load_urdf(text, robot["frame"], base=robot["base"])
+    except ValueError as error:
+        raise ValueError(f"{path}: robot: {error}") from None
 
 
 def _filled(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], kind: str, like: Params) -> Params:

@@ -264,12 +264,100 @@ def example_urdf(name: str) -> Path:
         ({"weights": (1, 1, 1, 1, 0, 0)}, ValueError, "weights: expected all rotations"),
         ({"weights": (1, 1, -1, 1, 1, 1)}, ValueError, "weights"),
         ({"seed": 1.5}, TypeError, "seed"),
+        ({"chain": "panda"}, TypeError, "chain: expected a Chain"),
+        ({"q0": [0.0] * 7}, TypeError, "q0: expected a tensor"),
+        ({"tol": None}, TypeError, "tol: expected a number"),
+        ({"tol": True}, TypeError, "tol: expected a number"),
+        ({"tol": (1e-6, None)}, TypeError, "tol: expected a number"),
+        ({"separation": "x"}, TypeError, "separation: expected a number"),
+        ({"nearest": "yes"}, TypeError, "nearest: expected True or False"),
+        ({"seeds": None}, ValueError, "seeds: expected 'table'"),
+        ({"seeds": lambda poses: torch.zeros(4, 1, 7).long()}, TypeError, "seeds: .* float32 or float64"),
+        ({"weights": "111111"}, TypeError, "weights: expected six numbers"),
+        ({"weights": (1, 1, 1, 1, 1, None)}, TypeError, "weights: expected six numbers"),
+        ({"weights": (1, 1, 1, 1, 1, 1e-9)}, ValueError, "weights: .* a thousandth"),
     ],
 )
 def test_refusals_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {"target": reachable(PANDA, 4), **change}
     with pytest.raises(error, match=message):
-        kin.solve(PANDA, **arguments)
+        kin.solve(arguments.pop("chain", PANDA), **arguments)
+
+
+def test_separation_in_float32_is_more_than_rounding() -> None:
+    with pytest.raises(ValueError, match=r"separation: .* as the target is float32, got 1e-09"):
+        kin.solve(PANDA, reachable(PANDA, 2).float(), separation=1e-9)
+
+
+def test_weights_matter_by_their_ratios() -> None:
+    target = reachable(PANDA, 30)
+    plain = kin.solve(PANDA, target, weights=(1,) * 6)
+    for w in (1e-5, 1e300):
+        scaled = kin.solve(PANDA, target, weights=(w,) * 6)
+        assert torch.equal(scaled.q, plain.q) and bool(scaled.converged.all())
+    spread = kin.solve(PANDA, target, weights=(1, 1, 1, 1e-2, 1e-3, 1e-2))
+    assert bool(spread.converged.all())
+
+
+def test_a_function_for_seeds_cannot_change_the_targets_and_may_see_the_starts() -> None:
+    q = random_q(PANDA, 3)
+    target = kin.forward(PANDA, q).contiguous()
+
+    def spoil(poses: Tensor) -> Tensor:
+        poses[:, :3] *= 0.5
+        return poses.new_zeros(len(poses), 1, 7)
+
+    found = kin.solve(PANDA, target, seeds=spoil)
+    error = kin.pose_error(kin.forward(PANDA, found.q), target)
+    assert bool(found.converged.all()) and float(error.abs().max()) <= 1e-6
+    given: list[Tensor | None] = []
+
+    def see(poses: Tensor, q0: Tensor | None) -> Tensor:
+        given.append(q0)
+        return poses.new_zeros(len(poses), 1, 7)
+
+    kin.solve(PANDA, target, seeds=kin.SeedsFrom(see))
+    kin.solve(PANDA, target, q0=q, seeds=kin.SeedsFrom(see))
+    assert given[0] is None and given[1] is not None
+    torch.testing.assert_close(given[1], q, rtol=0, atol=0)
+
+
+def test_turns_of_continuous_joints_are_no_distance(tmp_path: Path) -> None:
+    arm = tmp_path / "arm.urdf"
+    arm.write_text(kin.urdf_text("ur10").replace('type="revolute"', 'type="continuous"'))
+    chain = kin.load_urdf(arm, tip="tool0")
+    assert all(chain.continuous)
+    q = random_q(chain, 50)
+    q[:, 0] = 3.1
+    target = kin.forward(chain, q).contiguous()
+    q0 = q.clone()
+    q0[:, 0] = -3.12
+    for start in (q0, q0 + 2 * math.pi):
+        found = kin.solve(chain, target, q0=start, nearest=True)
+        assert bool(found.converged.all())
+        assert float(apart(found.q, q).max()) < 0.1
+    four = kin.solve(chain, target, q0=q0, nearest=True, num_solutions=4)
+    circular = torch.remainder(four.q - q0.unsqueeze(1) + math.pi, 2 * math.pi) - math.pi
+    distance = torch.where(four.converged, circular.norm(dim=-1), torch.inf)
+    assert bool((distance[:, 1:] >= distance[:, :-1] - 1e-6).all())
+
+
+def test_absurd_numbers_end_as_documented() -> None:
+    far = torch.tensor([[1e160, 0, 0, 1, 0, 0, 0]], dtype=torch.float64)
+    lost = kin.solve(PANDA, far, max_starts=2)
+    assert not bool(lost.converged) and bool(torch.isfinite(lost.q).all())
+    q = random_q(UR10, 10)
+    found = kin.solve(UR10, kin.forward(UR10, q).contiguous(), q0=q + 1e10)
+    assert bool(found.converged.all())
+
+
+def test_the_default_device_is_no_part_of_it() -> None:
+    target = reachable(PANDA, 2)
+    torch.set_default_device("meta")
+    try:
+        assert bool(kin.solve(PANDA, target, seeds="random").converged.all())
+    finally:
+        torch.set_default_device(None)
 
 
 def test_a_trace_is_refused_with_the_way_out() -> None:

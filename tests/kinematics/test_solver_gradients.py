@@ -120,6 +120,54 @@ def test_a_joint_on_its_limit_is_held_and_what_is_not_converged_does_not_move() 
     assert float(away.abs().max()) == 0.0
 
 
+def test_a_free_position_turns_with_its_target() -> None:
+    weights = (1, 1, 0, 1, 1, 1)
+    q = regular(UR10, 3)
+    tip = kin.forward(UR10, q)
+    axis = kin.quaternion_to_matrix(tip[:, 3:])[:, :, 2]
+    target = torch.cat((tip[:, :3] + 0.1 * axis, tip[:, 3:]), dim=-1)  # the tip is a way along the free axis
+
+    def solved(twist: Tensor) -> Tensor:
+        return kin.solve(UR10, moved(target, twist.expand(3, 6)), q0=q, tol=1e-12, weights=weights).q
+
+    zero, h = torch.zeros(6, dtype=torch.float64), 1e-6
+    derivative = jacfwd(solved)(zero)
+    j = kin.jacobian(UR10, q)
+    for i in range(6):
+        step = h * torch.eye(6, dtype=torch.float64)[i]
+        change = (solved(step) - solved(-step)) / (2 * h)
+        # The smallest change is not what a search takes; in what counts they are the same.
+        local = kin.quaternion_to_matrix(target[:, 3:]).mT
+        for rows, counts in ((slice(0, 3), [0, 1]), (slice(3, 6), [0, 1, 2])):
+            got, want = (
+                (local @ j[:, rows] @ x.unsqueeze(-1))[:, counts, 0] for x in (derivative[..., i], change)
+            )
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert float(derivative[..., 3:].abs().max()) > 0.1
+
+
+def test_a_limit_of_float32_holds_too() -> None:
+    q = regular(PANDA, 1)[0]
+    q[1] = PANDA.upper[1]
+    target = kin.forward(PANDA, q).contiguous()
+    both = [
+        jacrev(lambda pose, d=d: kin.solve(PANDA, pose, q0=q.to(d)).q)(target.to(d))
+        for d in (torch.float32, torch.float64)
+    ]
+    assert float(both[0][1].abs().max()) == 0.0
+    torch.testing.assert_close(both[0].double(), both[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_forward_derivative_of_a_forward_derivative_is_refused() -> None:
+    # torch would lose the tangent of what a custom function has saved, and return another number.
+    target = kin.forward(UR10, regular(UR10, 1)[0]).contiguous()
+    with pytest.raises(NotImplementedError, match="in reverse mode"):
+        jacfwd(jacfwd(lambda pose: kin.solve(UR10, pose).q.square().sum()))(target)
+    mixed = jacfwd(jacrev(lambda pose: kin.solve(UR10, pose).q.square().sum()))(target)
+    twice = jacrev(jacrev(lambda pose: kin.solve(UR10, pose).q.square().sum()))(target)
+    torch.testing.assert_close(mixed, twice, rtol=1e-6, atol=1e-6)
+
+
 def test_float32_and_second_derivatives() -> None:
     q = regular(UR10, 2)
     target = kin.forward(UR10, q).contiguous()

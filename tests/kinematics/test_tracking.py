@@ -64,6 +64,8 @@ def test_many_paths_at_once_and_short_ones() -> None:
     torch.testing.assert_close(both.q[0], first.q, rtol=0, atol=1e-5)
     none = kin.track(PANDA, poses[:0], q[0], dt=0.05)
     assert none.q.shape == (0, 7) and none.at_joint_limit.dtype == torch.bool
+    nobody = kin.track(PANDA, poses.reshape(1, 20, 7)[:0], q[:0], dt=0.05)
+    assert nobody.q.shape == (0, 20, 7)
     single = kin.track(PANDA, poses.float(), q[0].float(), dt=0.05, tol=1e-5, jit=False)
     assert single.q.dtype == torch.float32 and bool(single.reached.all())
     free = kin.track(PANDA, poses, q[0], dt=0.05, weights=(1, 1, 1, 0, 0, 0), jit=False)
@@ -75,13 +77,14 @@ def test_many_paths_at_once_and_short_ones() -> None:
     [
         ({"dt": 0.0}, "dt: expected a positive number, got 0.0"),
         ({"dt": math.nan}, "dt"),
+        ({"dt": True}, "dt"),
         ({"tol": -1.0}, "tol"),
         ({"max_iterations": 0}, "max_iterations"),
         ({"poses": torch.zeros(7)}, "poses"),
         ({"poses": torch.full((3, 7), math.nan)}, "poses: expected finite"),
         ({"q0": torch.zeros(2, 7)}, r"q0: expected shape \(7,\)"),
         ({"q0": torch.full((7,), 9.0)}, "q0: expected panda_joint1 within"),
-        ({"velocity": torch.ones(6)}, r"velocity: expected a tensor \[7\]"),
+        ({"velocity": torch.ones(6)}, r"velocity: expected shape \[7\]"),
         ({"velocity": -torch.ones(7)}, "velocity: expected positive"),
     ],
 )
@@ -90,3 +93,11 @@ def test_refusals_name_the_argument(change: dict[str, Any], message: str) -> Non
     arguments: dict[str, Any] = {"poses": poses, "q0": q[0], "dt": 0.1, **change}
     with pytest.raises(ValueError, match=message):
         kin.track(PANDA, **arguments)
+
+
+def test_refusals_of_types() -> None:
+    q, poses = path(3)
+    with pytest.raises(TypeError, match="chain: expected a Chain"):
+        kin.track("panda", poses, q[0], 0.1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="velocity: expected a tensor of floats"):
+        kin.track(PANDA, poses, q[0], 0.1, velocity=torch.ones(7, dtype=torch.int64))

@@ -123,6 +123,21 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
         ({**arrays, "about": np.frombuffer(json.dumps({"format": 2}).encode(), np.uint8)}, "save_ik"),
         ({**arrays, name: np.array([None])}, "refused"),
     ]
+    about = json.loads(arrays["about"].tobytes())
+    for change, message in (
+        ({"robot": "ur10"}, "robot: expected strings"),
+        ({"robot": {"name": "ur10", "base": "base_link"}}, "robot: expected strings"),
+        ({"robot": {**about["robot"], "frame": 5}}, "robot: expected strings"),
+        ({"robot": {**about["robot"], "name": "../../x"}}, "robot: expected panda or ur10"),
+        ({"robot": {"urdf": "/etc/passwd", "frame": "a", "base": "b"}}, "expected the text of a URDF"),
+        ({"robot": {**about["robot"], "frame": "hand"}}, "robot: .*hand"),
+        ({"network": {**about["network"], "width": 10**6}}, "of the size of its arrays"),
+        ({"network": {**about["network"], "blocks": 10**6}}, "of the size of its arrays"),
+        ({"network": {**about["network"], "base_steps": 10**6}}, "of the size of its arrays"),
+        ({"network": {**about["network"], "depth": 1}}, "depth"),
+    ):
+        text = json.dumps({**about, **change}).encode()
+        bad.append(({**arrays, "about": np.frombuffer(text, np.uint8)}, rf"ur10\.npz.*{message}"))
     for content, message in bad:
         np.savez(path, **content)  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match=message):
@@ -142,14 +157,28 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_proposals_refuse_what_does_not_fit(shipped: IK) -> None:
     _, target = reachable(shipped.chain, 2)
-    with pytest.raises(ValueError, match="num: expected a whole number >= 1"):
-        shipped.propose(target, num=0)
+    for num in (0, 10_001, True):
+        with pytest.raises(ValueError, match="num: expected a whole number from 1 to 10,000"):
+            shipped.propose(target, num=num)
+    with pytest.raises(TypeError, match="q_ref: expected float32 or float64"):
+        shipped.propose(target, torch.zeros(shipped.chain.dof, dtype=torch.int64))
+    with pytest.raises(TypeError, match="target: expected float32 or float64"):
+        shipped.propose(target.half())
+    far = target.clone()
+    far[:, :3] = 1e30
+    assert bool(torch.isfinite(shipped.propose(far)).all())
     with pytest.raises(ValueError, match="q_ref: expected a tensor"):
         shipped.propose(target, torch.zeros(3, shipped.chain.dof))
     with pytest.raises(ValueError, match="q_ref: expected finite"):
         shipped.propose(target, torch.full((shipped.chain.dof,), torch.nan))
     with pytest.raises(ValueError, match="target: expected shape"):
         shipped.propose(target[:, :6])
+
+
+def test_solving_from_the_network_under_vmap(shipped: IK) -> None:
+    q, target = reachable(shipped.chain, 4)
+    got = torch.func.vmap(lambda pose, start: shipped.solve(pose, start, seeds="network").q)(target, q)
+    torch.testing.assert_close(got, shipped.solve(target, q, seeds="network").q, rtol=0, atol=1e-5)
 
 
 def test_an_exported_program_is_the_network(tmp_path: Path) -> None:
@@ -163,3 +192,7 @@ def test_an_exported_program_is_the_network(tmp_path: Path) -> None:
         got = program(q.float(), target.float())
     torch.testing.assert_close(got, loaded.propose(target.float(), q), rtol=0, atol=1e-5)
     assert [p.name for p in out.parent.iterdir()] == ["ur10.pt2"]
+    with pytest.raises(IsADirectoryError, match="path: expected a file to write"):
+        export_ik(loaded, tmp_path)
+    with pytest.raises(OSError):
+        export_ik(loaded, path / "below.pt2")
