@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mfk import kinematics
 from mfk.tasks import ik_report
 from mfk.tasks.ik_compare import SolverResult
 
@@ -46,6 +48,33 @@ def test_the_figures_of_memory_and_time_are_the_committed_ones() -> None:
         line = f"| {name} | {row['estimate_mb']:.0f} | {row['peak_mb']:.0f} | {row['ms_per_step']:.0f} |"
         assert line in README
     assert f"{figures['loop']['ratio']:.3f} times" in README
+
+
+def test_the_figures_of_the_solver_are_the_committed_ones() -> None:
+    tables = json.loads((ROOT / "benchmarks/results/ik_peers.json").read_text(encoding="utf-8"))["tables"]
+    shown = {
+        "mfk, table starts": "`ik.solve`",
+        "mfk, table starts, compiled": "`ik.solve`, `jit=True`",
+        "mfk, network starts, compiled": '`ik.solve`, `seeds="network"`, `jit=True`',
+        "roboticstoolbox ik_LM": "roboticstoolbox `ik_LM`, C++",
+        "Pinocchio, LM in Python": "Pinocchio, Levenberg-Marquardt in Python",
+        "pytorch_kinematics PseudoInverseIK": "pytorch_kinematics `PseudoInverseIK`",
+    }
+    for name, label in shown.items():
+        rows = [next(row for row in tables[robot] if row["solver"] == name) for robot in ("panda", "ur10")]
+        cells = [f"{row['ms']:.4f} ({100 * row['success_1e-6']:.2f} %)" for row in rows]
+        assert f"| {label} | {cells[0]} | {cells[1]} |" in README
+
+
+def test_the_solver_as_it_is_shown(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "robot.urdf").write_text(kinematics.urdf_text("ur10"), encoding="utf-8")
+    q0 = torch.tensor([0.0, -0.3, 0.0, -2.2, 0.0, 2.0, 0.7], dtype=torch.float64)
+    names: dict[str, Any] = {"q0": q0, "poses": kinematics.forward(kinematics.panda(), q0.expand(3, 7))}
+    script = script.replace('"robot.urdf"', repr(str(tmp_path / "robot.urdf"))).replace(", jit=True", "")
+    exec(compile(script, "README.md", "exec"), names)
+    assert bool(names["found"].converged.all()) and bool(names["path"].reached.all())
+    assert bool(names["near"].converged.all()) and int(names["every"].converged.sum()) == 50
 
 
 def test_the_two_commands_are_there_once() -> None:
