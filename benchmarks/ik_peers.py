@@ -194,8 +194,7 @@ def all_solvers(network: mfk.tasks.IK, robot: str) -> tuple[dict[str, Solver], l
 
 def with_roboticstoolbox(chain: kin.Chain, robot: str) -> Solver:
     """Its C++ Levenberg-Marquardt: Chan's damping 0.1, 30 steps, 100 restarts, limits enforced."""
-    import roboticstoolbox
-
+    roboticstoolbox: Any = importlib.import_module("roboticstoolbox")
     with tempfile.NamedTemporaryFile("w", suffix=".urdf") as file, warnings.catch_warnings():
         file.write(kin.urdf_text(robot))
         file.flush()
@@ -255,8 +254,7 @@ def with_pinocchio(chain: kin.Chain, robot: str) -> Solver:
 
 def with_pytorch_kinematics(chain: kin.Chain, robot: str) -> Solver:
     """Its batched damped pseudo-inverse, 30 steps from 10 starts a pose."""
-    import pytorch_kinematics
-
+    pytorch_kinematics: Any = importlib.import_module("pytorch_kinematics")
     serial = pytorch_kinematics.build_serial_chain_from_urdf(
         kin.urdf_text(robot).encode(), chain.tip, chain.base
     )
