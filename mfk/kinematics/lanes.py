@@ -44,6 +44,7 @@ class Search(NamedTuple):
     separation: float  # rad or m: solutions are distinct where some joint differs by more
     starts: int  # without a new solution before a pose is given up
     redundant: bool  # whether solutions are no isolated points
+    first_alone: bool  # whether a pose's further starts wait for the end of its first one
     offset: Tensor  # [dof], in [0, 1): begin of the sequence of further starts
 
 
@@ -237,6 +238,9 @@ class _Search:
             return self.open, self.open
         order = self.open[torch.argsort(self.begun[self.open], stable=True)]
         room = self.task.starts - self.failed[order] - self.running[order]
+        if self.task.first_alone:
+            undecided = (self.failed[order] == 0) & (self.number[order] == 0) & (self.begun[order] > 0)
+            room = torch.where(undecided, 0, room)
         rounds = min(-(-count // len(order)), self.task.starts)
         turn = torch.arange(rounds, device=self.device).repeat_interleave(len(order))
         allowed = turn < room.repeat(rounds)

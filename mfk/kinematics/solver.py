@@ -99,6 +99,7 @@ def solve(
         target: poses [..., 7] = x y z [m], qw qx qy qz, of the tip in the base frame; float32 or float64.
             Quaternions may be off unit length by 1e-3, and either sign is the same rotation.
         q0: where the first start of each pose begins, [dof], or [..., dof] with the target's axes; rad or m.
+            What that start comes to is the answer; others are made only where it fails.
         num_solutions: how many distinct ones for each pose. With more than 1 every field of the result has
             an axis of that length; where fewer were found the rest is NaN, unconverged, with infinite errors.
         tol: a solution's error is at most this many m and rad; or a pair, one for each.
@@ -244,7 +245,7 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
     for begin in range(0, len(poses), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         wanted = poses[rows]
-        # Where the poses come from nothing, q0 is the first start and the seeds follow it.
+        # q0 is the first start, and the seeds follow it.
         centre = None
         if q0 is not None:
             centre = clip_to_limits(chain, q0.reshape(-1, 1, chain.dof)[rows].double())
@@ -254,7 +255,8 @@ def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan)
         else:
             starts.append(_seeds(plan, wanted, None if centre is None else centre[:, 0]).double())
         seeds = clip_to_limits(chain, torch.cat(starts, dim=1))
-        task = Search(wanted, seeds, count, searched, plan.separation, plan.starts, redundant, offset)
+        alone = q0 is not None
+        task = Search(wanted, seeds, count, searched, plan.separation, plan.starts, redundant, alone, offset)
         found = search(chain, step, task)
         q = found.q
         # Of a pose without a solution, the best that was found.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mfk
 from mfk import kinematics as kin
+from mfk.kinematics.levenberg import levenberg_marquardt
 
 PANDA, UR10 = kin.panda(), kin.ur10()
 
@@ -179,6 +180,27 @@ def test_the_search_begins_at_q0_and_goes_to_the_nearest_on_request() -> None:
     ordered = kin.solve(PANDA, target, q0=q0[0], nearest=True, num_solutions=5)
     distance = (ordered.q - q0[0]).norm(dim=-1)
     assert bool((distance[:, 1:] >= distance[:, :-1]).all())
+
+
+def test_what_q0_comes_to_is_the_answer_alone_and_in_a_batch() -> None:
+    q = random_q(PANDA, 60)
+    target = kin.forward(PANDA, q).contiguous()
+    q0 = kin.clip_to_limits(PANDA, q + 0.4 * torch.sin(torch.arange(420.0).double()).reshape(60, 7))
+    batch = kin.solve(PANDA, target, q0=q0)
+    assert bool(batch.converged.all())
+    # By hand: the same step from q0 alone.
+    step = levenberg_marquardt(PANDA, None, False)
+    lower, upper = (x.unsqueeze(-1) for x in (PANDA.lower, PANDA.upper))
+    x = q0.T.contiguous()
+    for _ in range(10):
+        x, position, rotation = step(x, target, lower, upper)
+    arrived = (position < 1e-16) & (rotation < 1e-16)
+    assert int(arrived.sum()) > 30
+    torch.testing.assert_close(batch.q[arrived], x.T[arrived], rtol=0, atol=1e-4)
+    for i in range(10):
+        alone = kin.solve(PANDA, target[i], q0=q0[i])
+        if arrived[i]:
+            torch.testing.assert_close(alone.q, batch.q[i], rtol=0, atol=1e-9)
 
 
 def test_seeds_may_be_configurations_or_made_from_the_poses() -> None:
