@@ -191,8 +191,8 @@ def test_what_q0_comes_to_is_the_answer_alone_and_in_a_batch() -> None:
     # By hand: the same step from q0 alone.
     step = levenberg_marquardt(PANDA, None, False)
     lower, upper = (x.unsqueeze(-1) for x in (PANDA.lower, PANDA.upper))
-    x = q0.T.contiguous()
-    for _ in range(10):
+    x, position, rotation = step(q0.T.contiguous(), target, lower, upper)
+    for _ in range(9):
         x, position, rotation = step(x, target, lower, upper)
     arrived = (position < 1e-16) & (rotation < 1e-16)
     assert int(arrived.sum()) > 30
