@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -63,6 +62,8 @@ def capture(
     Raises:
         TraceError: see `mfk.jit`.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # it brings sympy: a third of a second
+
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     fakes = [mode.from_tensor(x.detach()) for x in leaves]
     beside = {i: mode.from_tensor(c.tensor.detach()) for i, c in around.items() if _plain(c.tensor)}
