@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from mfk.core.replacing import Replacing
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class WrittenNorms(TorchFunctionMode):
+class WrittenNorms(Replacing):
     """While it is active, layer, instance and batch norms are means, squares and roots.
 
     torch's reverse derivative of the forward derivative of their fused kernels is wrong, in eager mode as
@@ -21,18 +22,9 @@ class WrittenNorms(TorchFunctionMode):
     Group and RMS norms, and what uses running statistics, are right as they are.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call `func`, or what stands for it."""
-        kwargs = kwargs or {}
-        other = _WRITTEN.get(func)
-        result = NotImplemented if other is None else other(*args, **kwargs)
-        return func(*args, **kwargs) if result is NotImplemented else result
+    def __init__(self) -> None:
+        """Nothing is called yet."""
+        super().__init__(_WRITTEN)
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

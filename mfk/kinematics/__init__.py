@@ -16,6 +16,7 @@ from mfk.kinematics.ik import (
     damped_step,
     least_squares_step,
     pose_error,
+    unit_pose,
 )
 from mfk.kinematics.robots import RobotConfig, frames, load_robot, panda, ur10, urdf_text
 from mfk.kinematics.rotations import (
@@ -87,6 +88,7 @@ __all__ = [
     "so3_log",
     "solve",
     "track",
+    "unit_pose",
     "ur10",
     "urdf_text",
     "velocity_product",

@@ -107,6 +107,11 @@ def clip_to_limits(chain: Chain, q: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+def unit_pose(pose: Tensor) -> Tensor:
+    """A pose [..., 7] with its quaternion divided by its length, which `check_pose` lets be off a little."""
+    return torch.cat((pose[..., :3], pose[..., 3:] / pose[..., 3:].norm(dim=-1, keepdim=True)), dim=-1)
+
+
 def check_pose(pose: Tensor, name: str = "target") -> None:
     """Raise unless `pose` is [..., 7], finite, with quaternions of norm 1 within 1e-3.
 

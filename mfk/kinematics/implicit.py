@@ -8,7 +8,7 @@ from torch import Tensor
 from mfk.kinematics import rotations
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import pose_and_jacobian
-from mfk.kinematics.task_error import Weights, in_target, weigh
+from mfk.kinematics.task_error import Weights, task_jacobian
 
 
 def pose_twist(target: Tensor, tangent: Tensor) -> Tensor:
@@ -56,11 +56,10 @@ def solution_map(
     columns = columns * free.unsqueeze(-2)
     if weights is None:
         return free.unsqueeze(-1) * torch.linalg.pinv(columns)
-    axes = rotations.quaternion_to_matrix(target[..., 3:]).movedim((-2, -1), (0, 1))
 
     def selected(rows: Tensor) -> Tensor:
         """The rows that count, of a matrix [..., 6, n]."""
-        return weigh(in_target(rows.movedim((-2, -1), (0, 1)), axes), weights).movedim((0, 1), (-2, -1))
+        return task_jacobian(rows, target, weights).movedim((0, 1), (-1, -2))
 
     away = (target[..., :3] - pose[..., :3]).unsqueeze(-2)
     eye = torch.eye(6, dtype=q.dtype, device=q.device).expand(*q.shape[:-1], 6, 6)

@@ -239,7 +239,7 @@ class _Search:
         order = self.open[torch.argsort(self.begun[self.open], stable=True)]
         room = self.task.starts - self.failed[order] - self.running[order]
         if self.task.first_alone:
-            undecided = (self.failed[order] == 0) & (self.number[order] == 0) & (self.begun[order] > 0)
+            undecided = (self.failed[order] == 0) & (self.number[order] == 0)
             room = torch.where(undecided, 0, room)
         rounds = min(-(-count // len(order)), self.task.starts)
         turn = torch.arange(rounds, device=self.device).repeat_interleave(len(order))

@@ -8,6 +8,7 @@ from torch import Tensor
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import pose_and_jacobian
 from mfk.kinematics.ik import clip_to_limits
+from mfk.kinematics.levenberg import open_limits
 from mfk.kinematics.normal_equations import gram, solve_positive
 from mfk.kinematics.task_error import Weights, task_distances, task_error, task_jacobian
 
@@ -32,8 +33,7 @@ def towards(
     are held. Where the result leaves the tolerance (m, rad) or is no nearer, q is returned as it was.
     """
     before = q
-    lower, upper = (x.to(q.device).reshape(-1, *(1,) * (q.ndim - 1)) for x in (chain.lower, chain.upper))
-    endless = torch.tensor(chain.continuous, device=q.device).reshape(lower.shape)
+    lower, upper = (x.reshape(-1, *(1,) * (q.ndim - 1)) for x in open_limits(chain, q.device))
     for i in range(_STEPS):
         pose, jacobian = pose_and_jacobian(chain, q)
         error = task_error(pose, target, weights).twist
@@ -47,7 +47,7 @@ def towards(
             # J^+ (e - J pull) + pull: one solution for both terms.
             left = error - (kept * pulled.unsqueeze(1)).sum(0)
             dq = (kept * solve_positive(gram(kept, _RIDGE), left.unsqueeze(1))[:, 0]).sum(1) + pulled
-            held = (((at <= lower) & (dq < 0)) | ((at >= upper) & (dq > 0))) & ~endless
+            held = ((at <= lower) & (dq < 0)) | ((at >= upper) & (dq > 0))
             free = torch.where(held, 0.0, free)
         # At most a third of a radian a step: the null space is curved.
         dq = dq * (0.3 / dq.abs().amax(0)).clamp(max=1.0)

@@ -14,7 +14,7 @@ from mfk.core.compiler import refuse_trace
 from mfk.core.types import Rows, describe
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import check_chain
-from mfk.kinematics.ik import check_pose, clip_to_limits
+from mfk.kinematics.ik import check_pose, clip_to_limits, unit_pose
 from mfk.kinematics.implicit import pose_cotangent, pose_twist, solution_map
 from mfk.kinematics.lanes import Search, search
 from mfk.kinematics.levenberg import levenberg_marquardt, open_limits
@@ -118,8 +118,8 @@ def solve(
             a full circle are no difference). At least 1e-5 for a float32 target.
         max_starts: starts without a (new) solution after which a pose is given up. One of the first 20 takes
             at most 40 steps, a later one 150; most are given up much sooner.
-        jit: compile the step with `mfk.jit`: several times as fast, after a few seconds at the first call.
-            It pays from about 10^5 poses, or for many calls.
+        jit: compile the step with `mfk.jit`: about twice as fast on 10^4 poses, after a few seconds at the
+            first call (benchmarks/README.md).
 
     Raises:
         TypeError: a tensor of another dtype, or something that is no tensor.
@@ -233,7 +233,7 @@ class _Solve(torch.autograd.Function):
 def _solve(target: Tensor, q0: Tensor | None, given: Tensor | None, plan: _Plan) -> Solution:
     chain, device = plan.chain, target.device
     batch = target.shape[:-1]
-    poses = _unit(target).reshape(-1, 7)
+    poses = unit_pose(target.double()).reshape(-1, 7)
     count = _CANDIDATES if plan.nearest and plan.count == 1 else plan.count
     offset = rng.uniform(rng.key(plan.seed, "starts"), Rows.all(1), (chain.dof,), torch.float64)[0].to(device)
     step = levenberg_marquardt(chain, plan.weights, plan.jit)
@@ -351,7 +351,7 @@ def _unwound(chain: Chain, q: Tensor, centre: Tensor | None) -> Tensor:
 
 
 def _map(target: Tensor, q: Tensor, converged: Tensor, plan: _Plan) -> Tensor:
-    poses = _unit(target)
+    poses = unit_pose(target.double())
     if plan.count > 1:
         poses = poses.unsqueeze(-2).expand(*q.shape[:-1], 7)
     lower, upper = open_limits(plan.chain, q.device)
@@ -392,11 +392,6 @@ def _forward_levels() -> int:
 
 def _named(seeds: Any) -> bool:
     return isinstance(seeds, str) and seeds in ("table", "random")
-
-
-def _unit(target: Tensor) -> Tensor:
-    target = target.double()
-    return torch.cat((target[..., :3], target[..., 3:] / target[..., 3:].norm(dim=-1, keepdim=True)), dim=-1)
 
 
 def _check_target(target: Tensor) -> None:

@@ -77,10 +77,10 @@ def task_error(pose: Tensor, target: Tensor, weights: Weights | None) -> TaskErr
         angular, rotation = _arc(_axes(pose)[:, free[0]], axes[:, free[0]])
     elif free:
         rotation = torch.zeros_like(rotation)
-    local = in_target(torch.cat((linear, angular)), axes)
+    local = _in_target(torch.cat((linear, angular)), axes)
     counts = [w > 0 for w in weights]
     position = _square(torch.stack([local[i] if counts[i] else torch.zeros_like(local[i]) for i in range(3)]))
-    return TaskError(weigh(local, weights), position, rotation)
+    return TaskError(_weigh(local, weights), position, rotation)
 
 
 def task_jacobian(jacobian: Tensor, target: Tensor, weights: Weights | None) -> Tensor:
@@ -88,7 +88,7 @@ def task_jacobian(jacobian: Tensor, target: Tensor, weights: Weights | None) -> 
     columns = jacobian.movedim((-1, -2), (0, 1))
     if weights is None:
         return columns
-    return weigh(in_target(columns.transpose(0, 1), _axes(target)), weights).transpose(0, 1)
+    return _weigh(_in_target(columns.transpose(0, 1), _axes(target)), weights).transpose(0, 1)
 
 
 def task_distances(chain: Chain, q: Tensor, target: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def task_distances(chain: Chain, q: Tensor, target: Tensor, weights: Weights | N
     return error.position.sqrt(), error.rotation.sqrt()
 
 
-def in_target(twist: Tensor, axes: Tensor) -> Tensor:
+def _in_target(twist: Tensor, axes: Tensor) -> Tensor:
     """Twists [6, *m, ...] of the base frame in a frame whose axes are the columns of `axes` [3, 3, ...]."""
     extra = twist.ndim + 1 - axes.ndim
     axes = axes.reshape(3, 3, *(1,) * extra, *axes.shape[2:])
@@ -107,7 +107,7 @@ def in_target(twist: Tensor, axes: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def weigh(rows: Tensor, weights: Weights) -> Tensor:
+def _weigh(rows: Tensor, weights: Weights) -> Tensor:
     """Rows [6, ...] times their weights."""
     return torch.stack([row * w for row, w in zip(rows.unbind(0), weights, strict=True)])
 

@@ -12,7 +12,7 @@ from mfk.core.compiler import LEAST_ROWS, refuse_trace
 from mfk.core.types import describe
 from mfk.kinematics.chain import Chain
 from mfk.kinematics.fk import check_chain, check_joints
-from mfk.kinematics.ik import check_pose, clip_to_limits
+from mfk.kinematics.ik import check_pose, clip_to_limits, unit_pose
 from mfk.kinematics.levenberg import Step, levenberg_marquardt, open_limits
 from mfk.kinematics.task_error import Weights, check_weights, task_distances
 
@@ -105,7 +105,7 @@ def _follow(
 ) -> Track:
     count = math.prod(poses.shape[:-2])
     path = poses.double().reshape(count, *poses.shape[-2:])
-    path = torch.cat((path[..., :3], path[..., 3:] / path[..., 3:].norm(dim=-1, keepdim=True)), -1)
+    path = unit_pose(path)
     step = levenberg_marquardt(chain, weights, jit)
     lower, upper = (x.unsqueeze(-1) for x in bounds)
     reach = reach.unsqueeze(-1)

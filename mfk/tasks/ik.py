@@ -19,7 +19,7 @@ from mfk.core import rng, stateless
 from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Model, Params, Rows, Task, Tree
 from mfk.data import AugmentConfig, IKDataConfig, augment, check_augment, draw_ik
-from mfk.kinematics import Chain, clip_to_limits, forward, pose_error
+from mfk.kinematics import Chain, clip_to_limits, forward, pose_error, unit_pose
 from mfk.losses import MeanFlowTerms, TimeConfig, draw_times, end_times, flow_matching, jvp_rows, sample
 from mfk.nn import KinematicNet, MeanFlowNet
 from mfk.tasks.ik_loss import (
@@ -213,9 +213,7 @@ def validation_batches(
 
 def pose_errors(chain: Chain, q: Tensor, target: Tensor) -> PoseErrors:
     """Position and rotation error of q [..., dof] against poses [..., 7], verified in float64."""
-    target = target.double()
-    unit = target[..., 3:] / target[..., 3:].norm(dim=-1, keepdim=True)
-    error = pose_error(forward(chain, q.double()), torch.cat((target[..., :3], unit), -1))
+    error = pose_error(forward(chain, q.double()), unit_pose(target.double()))
     return PoseErrors(error[..., :3].norm(dim=-1), error[..., 3:].norm(dim=-1))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 
 from mfk.core import config, tree
+from mfk.core.files import write_atomically
 from mfk.core.types import Model, Params, describe
 from mfk.data.archives import read_npz
-from mfk.kinematics import Chain, SeedsFrom, Solution, check_pose, clip_to_limits, load_urdf, urdf_text
+from mfk.kinematics import (
+    Chain,
+    SeedsFrom,
+    Solution,
+    check_pose,
+    clip_to_limits,
+    load_urdf,
+    unit_pose,
+    urdf_text,
+)
 from mfk.kinematics import solve as solve_numerically
 from mfk.kinematics.seed_table import nearest_seeds, seed_table
 from mfk.kinematics.solver import Seeds
@@ -78,8 +88,7 @@ class IK:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
                 raise ValueError(f"{name}: expected a whole number from 1 to {_MOST:,}, got {value!r}")
         batch, dof = target.shape[:-1], self.chain.dof
-        poses = target.reshape(-1, 7).float()
-        poses = torch.cat((poses[:, :3], poses[:, 3:] / poses[:, 3:].norm(dim=-1, keepdim=True)), dim=-1)
+        poses = unit_pose(target.reshape(-1, 7).float())
         given = 0
         if q_ref is not None:
             given = 1
@@ -180,16 +189,9 @@ def save_ik(
     for kind, tensors in (("params", params), ("buffers", buffers)):
         arrays |= {f"{kind}/{name}": x.detach().cpu().numpy() for name, x in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    write_atomically(path, file.getvalue())
 
 
 def _read(path: Path) -> IK:

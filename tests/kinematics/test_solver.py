@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mfk
 from mfk import kinematics as kin
+from mfk.kinematics import lanes
 from mfk.kinematics.levenberg import levenberg_marquardt
 
 PANDA, UR10 = kin.panda(), kin.ur10()
@@ -61,6 +62,19 @@ def test_the_same_arguments_give_the_same_result_and_another_seed_another() -> N
     other = kin.solve(PANDA, target, seeds="random", seed=1)
     assert bool(other.converged.all())
     assert float((other.q - first.q).abs().amax(-1).median()) > 0.1
+
+
+def test_looking_seldom_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU, where a look at the lanes waits for it.
+    target = reachable(PANDA, 100)
+    far = target[:1] * torch.tensor([9.0, 9, 9, 1, 1, 1, 1])
+    monkeypatch.setattr(lanes, "_BETWEEN_LOOKS", {"cpu": 4, "cuda": 4})
+    found = kin.solve(PANDA, target)
+    assert bool(found.converged.all())
+    error = kin.pose_error(kin.forward(PANDA, found.q), target)
+    assert float(error.abs().max()) <= 1e-6
+    lost = kin.solve(PANDA, far, max_starts=5)
+    assert not bool(lost.converged) and bool(torch.isfinite(lost.q).all())
 
 
 def test_a_compiled_step_finds_the_same() -> None:

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from mfk.core import norms, replacing
 from mfk.core.compiler.closures import ClosedOver
 from mfk.core.compiler.mutations import remove_mutations
 from mfk.core.compiler.rewrites import Rewriting
@@ -23,7 +24,7 @@ from mfk.core.types import describe
 _aten: Any = torch.ops.aten
 _LIFTS = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default, _aten.lift.default}
 _MADE = {_aten._efficientzerotensor.default, _aten._new_zeros_with_same_feature_meta.default}
-# What torch asks of every operand, thousands of times a trace; through the modes each takes a tenth of a ms.
+# Asked of every operand, thousands of times a trace: through the modes they take a tenth of its time.
 _QUESTIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.prim.device.default: lambda x: x.fake_device,
     _aten.is_same_size.default: lambda x, y: x.shape == y.shape,
@@ -31,7 +32,11 @@ _QUESTIONS: dict[Any, Callable[..., Any]] = {
 }
 _MASKS = (torch.bool, torch.uint8)
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-_LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_LIBRARIES = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    *(str(module.__file__) for module in (norms, replacing)),
+)
 
 
 class TraceError(ValueError):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from mfk.core.norms import affine
+from mfk.core.replacing import Replacing
 
 
-class Rewriting(TorchFunctionMode):
+class Rewriting(Replacing):
     """While it is active, calls of the operators below are answered by their equivalents.
 
     Two kinds: normalisations with a gain and an offset, whose forward mode mixes devices when it is
@@ -25,21 +25,7 @@ class Rewriting(TorchFunctionMode):
 
     def __init__(self, further: Mapping[Any, Callable[..., Any]]) -> None:
         """Nothing is called yet."""
-        super().__init__()
-        self._others = {**_EQUIVALENTS, **further}
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call `func`, or what stands for it."""
-        kwargs = kwargs or {}
-        other = self._others.get(func)
-        result = NotImplemented if other is None else other(*args, **kwargs)
-        return func(*args, **kwargs) if result is NotImplemented else result
+        super().__init__({**_EQUIVALENTS, **further})
 
 
 def _layer_norm(
