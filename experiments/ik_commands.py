@@ -13,12 +13,10 @@ import ik_view
 import torch
 from ik_runs import (
     IKRun,
-    check_same_data,
     held_out_problems,
     report,
     report_rows,
     robot_of,
-    run_of,
     settings_of,
     trained,
 )
@@ -99,7 +97,7 @@ def evaluate(command: Evaluate) -> None:
     """Repeat a run's report, on its own held-out problems or on a file's."""
     checkpoint = Path(command.checkpoint)
     settings = settings_of(checkpoint)
-    robot = robot_of(settings, run_of(checkpoint))
+    robot = robot_of(settings, train.run_of(checkpoint))
     chain = load_robot(robot)
     if command.data is not None:
         file = read_ik(command.data, chain, frames=lambda: frames(robot))
@@ -108,13 +106,13 @@ def evaluate(command: Evaluate) -> None:
         files = ik_files.open_files(chain, robot, settings.files, settings.train.seed)
         held_out, more = None, {"problems": "those of the run's report"}
         if files is not None:
-            check_same_data(run_of(checkpoint), ik_files.fingerprints(settings.files))
+            train.check_same_data(train.run_of(checkpoint), ik_files.fingerprints(settings.files))
             held_out = report_rows(settings, files.held_out)
     poses = settings.report_poses if command.poses is None else command.poses
     if poses < 1:
         raise ValueError(f"poses: expected at least 1, got {poses}")
     problems = held_out_problems(chain, settings, held_out, poses)
-    out = command.out or run_of(checkpoint) / "evaluation"
+    out = command.out or train.run_of(checkpoint) / "evaluation"
     report(settings, chain, problems, checkpoint, out, {**more, "checkpoint": str(checkpoint)})
 
 
@@ -122,7 +120,7 @@ def solve(command: Solve) -> None:
     """Answer one pose with joints and the error by forward kinematics."""
     checkpoint = Path(command.checkpoint)
     settings = settings_of(checkpoint)
-    chain = load_robot(robot_of(settings, run_of(checkpoint)))
+    chain = load_robot(robot_of(settings, train.run_of(checkpoint)))
     network = trained(settings, chain, checkpoint)
     model, pose = network.model, torch.tensor(command.pose, dtype=torch.float64)
     references, spread = ik_solve.starts(chain, command.reference), None
@@ -164,13 +162,13 @@ def export(command: Export) -> None:
     settings = settings_of(checkpoint)
     if settings.train.members > 1:
         raise ValueError(f"--checkpoint: expected one network, {checkpoint} has {settings.train.members}")
-    robot = robot_of(settings, run_of(checkpoint))
+    robot = robot_of(settings, train.run_of(checkpoint))
     chain = load_robot(robot)
     network = trained(settings, chain, checkpoint)
     described = (
         {"name": robot.robot} if robot.urdf is None else {"urdf": robot.urdf.read_text(encoding="utf-8")}
     )
-    run = run_of(checkpoint)
+    run = train.run_of(checkpoint)
     record = {
         "settings": config.to_dict(replace(settings, run=RunConfig())),
         "made": network.made,
@@ -215,7 +213,7 @@ def view(default: IKRun, command: View) -> None:
             )
         checkpoint = Path(command.checkpoint)
         settings = settings_of(checkpoint)
-        chain = load_robot(robot_of(settings, run_of(checkpoint)))
+        chain = load_robot(robot_of(settings, train.run_of(checkpoint)))
         model, params, buffers, _, made = trained(settings, chain, checkpoint)
         title = f"**{chain.name}, {chain.tip}**: network of {checkpoint}, {made}"
 

@@ -15,7 +15,7 @@ from mfk.kinematics import Chain, RobotConfig, forward
 from mfk.tasks import ik, ik_compare, ik_files, ik_report, ik_uncertainty
 from mfk.train import RunConfig, TrainConfig
 
-URDF, DATA = "robot.urdf", "data.txt"
+URDF = "robot.urdf"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def report(
     results, errors = ik_compare.compare(
         chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers, members)
     )
-    history = train.read_history(run_of(checkpoint))
+    history = train.read_history(train.run_of(checkpoint))
     curves = ik_report.Curves(
         *(
             [(record["step"], record[name]) for record in history if name in record]
@@ -109,21 +109,9 @@ def report(
     print("wrote " + ", ".join(str(file) for file in files))
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The run's folder, given that folder or one of its checkpoints.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"--checkpoint: {checkpoint} is not the folder of a run: it has no config.yaml")
-
-
 def settings_of(checkpoint: Path) -> IKRun:
     """The settings that a run was started with."""
-    return config.load_yaml(IKRun, run_of(checkpoint) / "config.yaml")
+    return config.load_yaml(IKRun, train.run_of(checkpoint) / "config.yaml")
 
 
 def robot_of(settings: IKRun, run: Path | str | None) -> RobotConfig:
@@ -146,14 +134,3 @@ def held_out_problems(
         return ik_compare.held_out(chain, settings.ik.data, poses)
     rows = {name: x[:poses] for name, x in held_out.items()}
     return ik_compare.HeldOut(rows["q_target"], rows["q"] - rows["r"] * rows["v"])
-
-
-def check_same_data(run: Path, now: str) -> None:
-    """ValueError if the run was begun with other data; without a record it had none, which `fixed` tells."""
-    file = run / DATA
-    before = file.read_text(encoding="utf-8") if file.is_file() else now
-    if before != now:
-        raise ValueError(
-            f"--data: changed since the run began: it was\n{before}and is\n{now}"
-            "start a new run, or put the file back"
-        )

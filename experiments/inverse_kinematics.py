@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ik_commands import Evaluate, Export, Solve, View, evaluate, export, solve, view
-from ik_runs import DATA, URDF, IKRun, check_same_data, held_out_problems, report, report_rows, robot_of
+from ik_runs import URDF, IKRun, held_out_problems, report, report_rows, robot_of
 
 from mfk import train
 from mfk.core import cli, config
@@ -122,7 +122,7 @@ def run(name: str, settings: IKRun) -> None:
         batches = ik_files.file_batches(
             files, settings.train.batch_size, settings.train.seed, settings.loader
         )
-        records[DATA] = ik_files.fingerprints(settings.files)
+        records[train.DATA] = ik_files.fingerprints(settings.files)
         for note in (
             *files.notes,
             "references and start times are the file's; --reference, --sigma, --sigma-max and --distribution "
@@ -130,7 +130,7 @@ def run(name: str, settings: IKRun) -> None:
         ):
             print(f"# note: {note}")
         if settings.run.resume is not None:
-            check_same_data(Path(settings.run.resume), records[DATA])
+            train.check_same_data(Path(settings.run.resume), records[train.DATA])
     task = ik.ik_task(chain, settings.ik)
     held_out = None if files is None else files.held_out
     result = train.launch(

@@ -1,8 +1,9 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and what tells one from another."""
 
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 
@@ -27,3 +28,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """A file's size and CRC-32 in words, so that a resumed run can tell other data.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return f"{size} bytes, crc {crc:08x}"

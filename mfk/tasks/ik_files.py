@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mfk.core.config import refuse_unused
+from mfk.core.files import fingerprint
 from mfk.core.types import Batch, Batches
 from mfk.data import IKRows, LoaderConfig, batches_of, read_ik, split_rows
 from mfk.kinematics import Chain, RobotConfig, frames
@@ -105,12 +105,4 @@ def _row_keys(batch: Batch) -> np.ndarray:
 def fingerprints(config: IKFileConfig) -> str:
     """A line for each configured file, its size and CRC-32, so that a resumed run can tell other data."""
     paths = [path for path in (config.data, config.validation_data) if path is not None]
-    return "".join(f"{path}: {_fingerprint(path)}\n" for path in paths)
-
-
-def _fingerprint(path: Path) -> str:
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            crc, size = zlib.crc32(block, crc), size + len(block)
-    return f"{size} bytes, crc {crc:08x}"
+    return "".join(f"{path}: {fingerprint(path)}\n" for path in paths)

@@ -1,5 +1,6 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
+from mfk.train.board import add_image
 from mfk.train.checkpoint import (
     CheckpointError,
     Saved,
@@ -17,12 +18,13 @@ from mfk.train.ensemble import ensemble, member_seed, with_members
 from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
 from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
-from mfk.train.runs import claim_run, read_versions, versions, write_record
+from mfk.train.runs import DATA, check_same_data, claim_run, read_versions, run_of, versions, write_record
 from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
 
 __all__ = [
+    "DATA",
     "CheckpointError",
     "FitResult",
     "Guard",
@@ -34,7 +36,9 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "TrainingDiverged",
+    "add_image",
     "check_fit",
+    "check_same_data",
     "claim_run",
     "ensemble",
     "find",
@@ -52,6 +56,7 @@ __all__ = [
     "read_history",
     "read_versions",
     "resolve_device",
+    "run_of",
     "save",
     "saved",
     "validation_metrics",

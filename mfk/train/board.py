@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from mfk.train.runs import LOGS
+
 _FLUSH = 5.0  # s; what a killed process loses at most
 
 
@@ -52,3 +54,21 @@ def open_board(folder: Path, start: int) -> Board:
             writer.close()
 
     return Board(log, close)
+
+
+def add_image(run: Path, tag: str, step: int, png: bytes) -> None:
+    """A picture, as PNG, in the TensorBoard logs of a run that has ended at `step`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    picture = Summary.Image(encoded_image_string=png, colorspace=3, width=width, height=height)
+    writer = EventsWriter(str(run / LOGS / "events"), f".{time.time_ns()}")
+    summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+    writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+    writer.close()

@@ -20,7 +20,7 @@ from mfk.train.checkpoint import saved
 
 LOCK = ".lock"
 HISTORY, LOGS, CONFIG, VERSIONS = "history.jsonl", "logs", "config.yaml", "versions.json"
-RESULT = "result.json"
+RESULT, DATA = "result.json", "data.txt"
 
 
 def claim_run(out: Path | str | None, name: str, root: Path | str = "outputs") -> Path:
@@ -127,6 +127,29 @@ def is_unsaved(run: Path) -> bool:
         return False
     # Before the first checkpoint there is one validation, of step 0.
     return not history.exists() or history.read_text(encoding="utf-8").count("\n") <= 1
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run's folder, given that folder or one of its checkpoints.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise FileNotFoundError(f"--checkpoint: {checkpoint} is not the folder of a run: it has no {CONFIG}")
+
+
+def check_same_data(run: Path, now: str) -> None:
+    """ValueError if the run's data.txt, written when it began, says other than `now`; fine if it has none."""
+    file = run / DATA
+    before = file.read_text(encoding="utf-8") if file.is_file() else now
+    if before != now:
+        raise ValueError(
+            f"--data: changed since the run began: it was\n{before}and is\n{now}"
+            "start a new run, or put the file back"
+        )
 
 
 def write_record(run: Path, record: Mapping[str, Any], seed: int) -> None:
