@@ -6,9 +6,11 @@ from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.tensors import read_tensors
+from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 
 __all__ = [
     "AugmentConfig",
+    "AutoregressiveWindows",
     "Generated",
     "IKDataConfig",
     "IKFile",
@@ -16,12 +18,15 @@ __all__ = [
     "IKRows",
     "IKSamples",
     "LoaderConfig",
+    "NextStepWindows",
     "augment",
+    "autoregressive_windows",
     "batches_from",
     "batches_of",
     "check_augment",
     "draw_ik",
     "generate_ik",
+    "next_step_windows",
     "plan_ik",
     "read_ik",
     "read_tensors",

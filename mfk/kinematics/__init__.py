@@ -18,6 +18,7 @@ from mfk.kinematics.ik import (
     pose_error,
     unit_pose,
 )
+from mfk.kinematics.links import link_poses
 from mfk.kinematics.robots import RobotConfig, frames, load_robot, panda, ur10, urdf_text
 from mfk.kinematics.rotations import (
     matrix_to_pose,
@@ -41,6 +42,14 @@ from mfk.kinematics.rotations import (
     xyzw_to_wxyz,
 )
 from mfk.kinematics.second_order import velocity_product
+from mfk.kinematics.skeleton import (
+    align_signs,
+    bone_offsets,
+    local_from_world,
+    world_from_local,
+    world_from_rotations,
+    yaw,
+)
 from mfk.kinematics.solver import SeedsFrom, Solution, solve
 from mfk.kinematics.tracking import Track, track
 from mfk.kinematics.urdf import load_urdf
@@ -52,6 +61,8 @@ __all__ = [
     "SeedsFrom",
     "Solution",
     "Track",
+    "align_signs",
+    "bone_offsets",
     "check_joints",
     "check_pose",
     "clip_to_limits",
@@ -63,8 +74,10 @@ __all__ = [
     "jacobian",
     "joint_positions",
     "least_squares_step",
+    "link_poses",
     "load_robot",
     "load_urdf",
+    "local_from_world",
     "matrix_to_pose",
     "matrix_to_quaternion",
     "matrix_to_sixd",
@@ -92,6 +105,9 @@ __all__ = [
     "ur10",
     "urdf_text",
     "velocity_product",
+    "world_from_local",
+    "world_from_rotations",
     "wxyz_to_xyzw",
     "xyzw_to_wxyz",
+    "yaw",
 ]

@@ -112,21 +112,30 @@ def joint_positions(chain: Chain, q: Tensor) -> Tensor:
     if q.ndim == 1:
         # As in `pose_and_jacobian`: no 0-dimensional tensors.
         return joint_positions(chain, q.unsqueeze(0)).squeeze(0)
+    return torch.stack([point for point, _ in walk_out(chain, q)]).movedim((0, 1), (-2, -1))
+
+
+def walk_out(chain: Chain, q: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+    """What the walk from base to tip passes: `joint_positions`, each [3, ...], and the axes of a frame there.
+
+    The axes, the columns of the rotation, are [3, ...] each: of the base, of every joint's frame after its
+    motion (see `mfk.kinematics.chain`), and at the tip's point those of the last joint again. `q` has been
+    checked, and has an axis before that of the joints.
+    """
     frame = [_unit_column(k, q[..., 0]) for k in range(3)]
     point = torch.zeros_like(frame[0])
-    points = [point]
+    passed = [(point, frame)]
     for stage, value in zip(chain.stages, q.unbind(-1), strict=True):
         point = point + _dot(stage.offset, frame)
-        frame = _turned(frame, stage)
+        frame = list(_turned(frame, stage))
         k, i, j = _planes(stage)
         if stage.prismatic:
             point = point + (frame[k] if stage.sign > 0 else -frame[k]) * value
         else:
             turn, _ = _turn(value)
             frame[j], frame[i] = _rotated(frame[j], frame[i], turn)
-        points.append(point)
-    points.append(point + _dot(chain.tip_offset, frame))
-    return torch.stack(points).movedim((0, 1), (-2, -1))
+        passed.append((point, frame))
+    return [*passed, (point + _dot(chain.tip_offset, frame), frame)]
 
 
 def check_chain(chain: Chain) -> None:

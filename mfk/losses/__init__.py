@@ -1,4 +1,4 @@
-"""Floor 1: losses as pure functions of a field, their weights, their times, and the samplers."""
+"""Floor 1: losses as pure functions of a field or a motion, their weights, times, and the samplers."""
 
 from mfk.losses.consistency import (
     alpha_flow,
@@ -14,6 +14,14 @@ from mfk.losses.finite_difference import finite_difference_terms, meanflow_finit
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
 from mfk.losses.guidance import guided, guided_velocity
 from mfk.losses.improved import improved_meanflow, improved_meanflow_terms
+from mfk.losses.motion import (
+    finite_difference_velocity,
+    foot_sliding,
+    quaternion_distance,
+    quaternion_norm,
+)
+from mfk.losses.regression import absolute_error, masked_rows, masked_sum, smooth_l1_error, squared_error
+from mfk.losses.rollout import step_weights, teacher_ratio
 from mfk.losses.sampling import sample, sample_euler, sample_midpoint
 from mfk.losses.terminal import terminal_velocity, terminal_velocity_terms
 from mfk.losses.times import TimeConfig, draw_times, end_times, jvp_rows, split_times
@@ -24,6 +32,7 @@ __all__ = [
     "FieldTerms",
     "MeanFlowTerms",
     "TimeConfig",
+    "absolute_error",
     "adaptive_weight",
     "alpha_flow",
     "alpha_flow_terms",
@@ -33,25 +42,35 @@ __all__ = [
     "draw_times",
     "end_times",
     "finite_difference_terms",
+    "finite_difference_velocity",
     "flow_matching",
+    "foot_sliding",
     "guided",
     "guided_velocity",
     "improved_meanflow",
     "improved_meanflow_terms",
     "jvp_rows",
+    "masked_rows",
+    "masked_sum",
     "meanflow",
     "meanflow_finite_difference",
     "meanflow_residual",
     "meanflow_terms",
     "on_torus",
+    "quaternion_distance",
+    "quaternion_norm",
     "sample",
     "sample_euler",
     "sample_midpoint",
     "shortcut",
     "shortcut_terms",
+    "smooth_l1_error",
     "split_meanflow",
     "split_meanflow_terms",
     "split_times",
+    "squared_error",
+    "step_weights",
+    "teacher_ratio",
     "terminal_velocity",
     "terminal_velocity_terms",
     "torus_path",
