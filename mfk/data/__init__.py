@@ -1,6 +1,8 @@
 """Floor 2: generators and readers of training data."""
 
 from mfk.data.augment import AugmentConfig, IKPaths, augment, check_augment
+from mfk.data.bvh import Bvh, bvh_frames, read_bvh, read_bvh_header
+from mfk.data.bvh_text import BvhHeader
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
@@ -9,6 +11,8 @@ from mfk.data.tensors import read_tensors
 
 __all__ = [
     "AugmentConfig",
+    "Bvh",
+    "BvhHeader",
     "Generated",
     "IKDataConfig",
     "IKFile",
@@ -19,10 +23,13 @@ __all__ = [
     "augment",
     "batches_from",
     "batches_of",
+    "bvh_frames",
     "check_augment",
     "draw_ik",
     "generate_ik",
     "plan_ik",
+    "read_bvh",
+    "read_bvh_header",
     "read_ik",
     "read_tensors",
     "row_order",
