@@ -107,13 +107,17 @@ def run(settings: MotionRun) -> None:
     try:
         report(settings, ready, result.run, result.run,
                {"this session": f"{time.perf_counter() - started:.0f} s until the report"})  # fmt: skip
-        train.add_image(result.run, "report/drift", result.state.step, (result.run / "drift.png").read_bytes())
+        train.add_image(
+            result.run, "report/drift", result.state.step, (result.run / "drift.png").read_bytes()
+        )
         if settings.animation and ready.data.source.info.skeleton.parents is not None:
             draw(settings, ready, result.run, result.run / "animation.gif", None, 3 * settings.rollout)
         if settings.export_ts is not None:
             export(settings, ready, result.run, settings.export_ts)
     except KeyboardInterrupt:
-        print(f"the training is complete; evaluate --checkpoint {result.run} makes the report", file=sys.stderr)
+        print(
+            f"the training is complete; evaluate --checkpoint {result.run} makes the report", file=sys.stderr
+        )
         raise
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mfk.tasks.motion_animation import animate
 
 from mfk import train
 from mfk.core import config, rng, tree
 from mfk.core.types import Params, Rows, Tree
 from mfk.data import LoaderConfig, WindowConfig, read_windows
 from mfk.tasks import motion, motion_data, motion_export, motion_report
-from mfk.tasks.motion_animation import animate
 from mfk.tasks.motion_features import FeatureConfig, world_positions
 from mfk.tasks.motion_measure import Predictor, roll
 from mfk.tasks.motion_net import MotionNet, MotionNetConfig, motion_net
@@ -131,7 +131,9 @@ def report(
     }
     out.mkdir(parents=True, exist_ok=True)
     written = motion_report.write_report(out, results, facts, info.fps)
-    motion_report.print_table(results, f"{data.source.name}: held-out clips, rollouts of {settings.rollout} frames")
+    motion_report.print_table(
+        results, f"{data.source.name}: held-out clips, rollouts of {settings.rollout} frames"
+    )
     last = results[-1]
     if last.diversity_cm is not None:
         print(
@@ -142,12 +144,16 @@ def report(
     return results
 
 
-def draw(settings: MotionRun, ready: Ready, checkpoint: Path, file: Path, clip: str | None, frames: int) -> None:
+def draw(
+    settings: MotionRun, ready: Ready, checkpoint: Path, file: Path, clip: str | None, frames: int
+) -> None:
     """Animate a held-out window's truth and its rollout side by side."""
     found = trained(settings, ready, checkpoint)
     data, info = ready.data, ready.data.source.info
     if info.skeleton.parents is None:
-        raise ValueError(f"{data.source.name}: the file does not say the bones' parents, nothing can be drawn")
+        raise ValueError(
+            f"{data.source.name}: the file does not say the bones' parents, nothing can be drawn"
+        )
     seen = ready.net.config.horizon
     windows = motion_data.held_out_window(data, seen, frames, clip)
     batch = read_windows(data.source, windows, seen + frames)

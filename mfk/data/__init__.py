@@ -1,16 +1,32 @@
 """Floor 2: generators and readers of training data."""
 
 from mfk.data.augment import AugmentConfig, IKPaths, augment, check_augment
+from mfk.data.bvh import Bvh, bvh_frames, read_bvh, read_bvh_header
+from mfk.data.bvh_text import BvhHeader
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
+from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, clip_starts
+from mfk.data.motion_batches import (
+    Segments,
+    WindowConfig,
+    Windows,
+    find_windows,
+    held_out_clips,
+    motion_batches,
+    read_windows,
+    split_segments,
+)
 from mfk.data.tensors import read_tensors
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 
 __all__ = [
     "AugmentConfig",
     "AutoregressiveWindows",
+    "Bvh",
+    "BvhHeader",
+    "Clip",
     "Generated",
     "IKDataConfig",
     "IKFile",
@@ -18,19 +34,35 @@ __all__ = [
     "IKRows",
     "IKSamples",
     "LoaderConfig",
+    "MotionInfo",
+    "MotionRows",
+    "MotionSource",
     "NextStepWindows",
+    "Segments",
+    "Skeleton",
+    "WindowConfig",
+    "Windows",
     "augment",
     "autoregressive_windows",
     "batches_from",
     "batches_of",
+    "bvh_frames",
     "check_augment",
+    "clip_starts",
     "draw_ik",
+    "find_windows",
     "generate_ik",
+    "held_out_clips",
+    "motion_batches",
     "next_step_windows",
     "plan_ik",
+    "read_bvh",
+    "read_bvh_header",
     "read_ik",
     "read_tensors",
+    "read_windows",
     "row_order",
     "sampling_range",
     "split_rows",
+    "split_segments",
 ]

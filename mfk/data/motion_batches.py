@@ -236,7 +236,9 @@ def motion_batches(
             raise ValueError(f"step: expected an int >= 0, got {describe(step)}")
         batches = _batches(from_position, step, per_epoch, batch_size, length)
         source_of = _ahead(batches) if loader.num_workers else batches
-        return ({n: x.pin_memory() for n, x in b.items()} for b in source_of) if loader.pin_memory else source_of
+        return (
+            ({n: x.pin_memory() for n, x in b.items()} for b in source_of) if loader.pin_memory else source_of
+        )
 
     return Batches(start, per_epoch)
 

@@ -308,7 +308,4 @@ def _check_batch(net: MotionNet, how: Frames, batch: Batch, length: int) -> None
     if batch["frames"].shape[1:] != shape:
         raise ValueError(f"frames: expected the shape [rows, {shape}], got {tuple(batch['frames'].shape)}")
     if net.labels and batch["labels"].shape[-1] != net.labels:
-        raise ValueError(
-            f"labels: expected {net.labels} numbers a frame, got {batch['labels'].shape[-1]}"
-        )
-
+        raise ValueError(f"labels: expected {net.labels} numbers a frame, got {batch['labels'].shape[-1]}")

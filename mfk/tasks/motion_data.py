@@ -12,8 +12,17 @@ from mfk.core import rng
 from mfk.core.config import refuse_unused
 from mfk.core.files import fingerprint
 from mfk.core.types import Batch, Batches, Params, Rows
-from mfk.data import LoaderConfig, WindowConfig, find_windows, held_out_clips, motion_batches, open_motion
-from mfk.data import read_windows, robot_motion, split_segments
+from mfk.data import (
+    LoaderConfig,
+    WindowConfig,
+    find_windows,
+    held_out_clips,
+    motion_batches,
+    open_motion,
+    read_windows,
+    robot_motion,
+    split_segments,
+)
 from mfk.data.motion import MotionSource
 from mfk.data.motion_batches import Segments, Windows
 from mfk.kinematics import panda, ur10
@@ -156,7 +165,6 @@ def _overlap(a: Segments, b: Segments) -> bool:
     end = np.concatenate((a.end, b.end))
     order = np.argsort(first)
     return bool((first[order][1:] < end[order][:-1]).any())
-
 
 
 def some_windows(data: MotionData, horizon: int, count: int) -> Windows:

@@ -34,7 +34,11 @@ class NextFrame(nn.Module):
         """See `mfk.tasks.motion` for what the arguments are; their tensors are copied."""
         super().__init__()
         self.net, self.how = net, how
-        self.names = {"params": list(params), "buffers": list(state["buffers"]), "scale": list(state["scale"])}
+        self.names = {
+            "params": list(params),
+            "buffers": list(state["buffers"]),
+            "scale": list(state["scale"]),
+        }
         for group, tensors in (("params", params), *state.items()):
             for name, x in tensors.items():
                 self.register_buffer(_buffer(group, name), x.detach().clone())

@@ -72,8 +72,11 @@ def next_steps(
         how, from_features(how, _plain(scale, predicted[:, None]), anchor)[:, 0], windows[:, -2]
     )
     degrees, centimetres = _distance(how, found, windows[:, -1])
-    each = (error.square().mean(-1), error.abs().mean(-1), degrees, centimetres)
-    return NextStep(*(e.unflatten(0, (-1, steps)) for e in each), valid[:, horizon:])
+    mse, mae, degrees, centimetres = (
+        x.unflatten(0, (-1, steps))
+        for x in (error.square().mean(-1), error.abs().mean(-1), degrees, centimetres)
+    )
+    return NextStep(mse, mae, degrees, centimetres, valid[:, horizon:])
 
 
 def roll(
@@ -129,7 +132,9 @@ def rollouts(
 
 def feet_of(bone_names: tuple[str, ...]) -> list[int]:
     """The bones whose names say that they are feet: foot, toe or ankle."""
-    return [i for i, name in enumerate(bone_names) if any(x in name.lower() for x in ("foot", "toe", "ankle"))]
+    return [
+        i for i, name in enumerate(bone_names) if any(x in name.lower() for x in ("foot", "toe", "ankle"))
+    ]
 
 
 def sliding(how: Frames, frames: Tensor, truth: Tensor, feet: list[int], fps: float) -> Tensor:

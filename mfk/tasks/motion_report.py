@@ -18,6 +18,7 @@ from mfk.core.types import Params
 from mfk.data import find_windows, read_windows
 from mfk.data.motion_batches import Windows
 from mfk.tasks.motion_data import MotionData, spread
+from mfk.tasks.motion_features import world_positions
 from mfk.tasks.motion_measure import (
     NextStep,
     Predictor,
@@ -29,7 +30,6 @@ from mfk.tasks.motion_measure import (
     rollouts,
     sliding,
 )
-from mfk.tasks.motion_features import world_positions
 
 PERSISTENCE, VELOCITY, LINEAR = "persistence", "constant velocity", "linear prediction"
 _ROWS = 64  # windows at a time
@@ -260,7 +260,9 @@ def drift_figure(results: Sequence[MotionResult], fps: float) -> bytes:
         axes.plot(seconds, r.drift_cm, "--" if r.name in plain else "-", label=r.name, linewidth=1.6)
     # Constant velocity leaves every scale within a second.
     top = max(max(r.drift_cm) for r in results if r.name != VELOCITY)
-    axes.set(xlabel="seconds after the last true frame", ylabel="distance of the bones [cm]", ylim=(0, 1.6 * top))
+    axes.set(
+        xlabel="seconds after the last true frame", ylabel="distance of the bones [cm]", ylim=(0, 1.6 * top)
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     file = io.BytesIO()
