@@ -1,6 +1,6 @@
 """Train, evaluate, animate and export models of the next frame of a motion.
 
-python experiments/motion.py                                         # a robot arm's links; minutes on two cores
+python experiments/motion.py                                         # a robot arm's links: minutes, two cores
 python experiments/motion.py import --bvh DIR --output labeled.parquet
 python experiments/motion.py transformer --data labeled.parquet      # or mlp, unet1d
 python experiments/motion.py mlp --data labeled.parquet --export-ts encoder.ts

@@ -125,9 +125,9 @@ def bring_in(given: Import) -> None:
         other_proportions=given.other_proportions,
         progress=progress,
     )
-    frames = sum(clip.frames for clip in info.clips)
+    frames, bones = sum(clip.frames for clip in info.clips), len(info.skeleton.bone_names)
     print(
-        f"wrote {given.output}: {len(info.clips)} clips, {frames:,} frames of {len(info.skeleton.bone_names)} "
+        f"wrote {given.output}: {len(info.clips)} clips, {frames:,} frames of {bones} "
         f"bones, {info.fps:g} frames/s, {given.output.stat().st_size / 1e6:.1f} MB"
     )
 

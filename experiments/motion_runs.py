@@ -123,7 +123,8 @@ def report(
         "data": data.source.name,
         "skeleton": f"{len(info.skeleton.bone_names)} bones, {info.fps:g} frames/s",
         "held-out clips": ", ".join(sorted({info.clips[i].name for i in data.held_out.clip})),
-        "network": f"{settings.net.arch}, {tree.size(found.params):,} parameters, sees {net.config.horizon} frames",
+        "network": f"{settings.net.arch}, {tree.size(found.params):,} parameters",
+        "horizon": f"sees {net.config.horizon} frames",
         "training": f"step {found.step}, {settings.train.batch_size} windows each",
         "rollout": f"{settings.rollout} frames",
         **more,
@@ -137,8 +138,8 @@ def report(
     last = results[-1]
     if last.diversity_cm is not None:
         print(
-            f"{SAMPLES} samples: {last.diversity_cm:.2f} cm apart at the last frame, the nearest one's rollout "
-            f"{last.best_cm:.2f} cm from the truth"
+            f"{SAMPLES} samples: {last.diversity_cm:.2f} cm apart at the last frame, the nearest one's "
+            f"rollout {last.best_cm:.2f} cm from the truth"
         )
     print("wrote " + ", ".join(str(file) for file in written))
     return results

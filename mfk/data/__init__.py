@@ -18,6 +18,8 @@ from mfk.data.motion_batches import (
     read_windows,
     split_segments,
 )
+from mfk.data.motion_memory import motion_source
+from mfk.data.motion_robots import joint_motion, robot_motion
 from mfk.data.tensors import read_tensors
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 
@@ -53,7 +55,9 @@ __all__ = [
     "find_windows",
     "generate_ik",
     "held_out_clips",
+    "joint_motion",
     "motion_batches",
+    "motion_source",
     "next_step_windows",
     "plan_ik",
     "read_bvh",
@@ -61,6 +65,7 @@ __all__ = [
     "read_ik",
     "read_tensors",
     "read_windows",
+    "robot_motion",
     "row_order",
     "sampling_range",
     "split_rows",

@@ -106,7 +106,7 @@ def batches_of(
         else:
             source = (gather(tensors, chosen) for chosen in numbers(step))
         # A generator, so that closing it closes the source, and with it the workers.
-        return (_pinned(batch) for batch in source) if config.pin_memory else source
+        return (pinned(batch) for batch in source) if config.pin_memory else source
 
     def numbers(step: int) -> Iterator[Tensor]:
         first, position = divmod(step, per_epoch)
@@ -198,7 +198,8 @@ def _checked(batch: Any) -> Batch:
     return dict(batch)
 
 
-def _pinned(batch: Batch) -> Batch:
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory."""
     return {name: x.pin_memory() for name, x in batch.items()}
 
 

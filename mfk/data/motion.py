@@ -1,7 +1,7 @@
 """What a motion file holds, whatever its format: frames of bones, in clips, with labels and splits.
 
-Files store a bone as px py pz qx qy qz qw (the schema of optiq); inside mfk it is x y z, qw qx qy qz, as every
-pose is. A source is read by ranges of rows, so that a file need not fit into memory.
+Files store a bone as px py pz qx qy qz qw (the schema of optiq); inside mfk it is x y z, qw qx qy qz, as
+every pose is. A source is read by ranges of rows, so that a file need not fit into memory.
 """
 
 from __future__ import annotations

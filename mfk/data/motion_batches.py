@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mfk.core import rng
 from mfk.core.types import Batch, Batches, describe
-from mfk.data.loader import LoaderConfig
+from mfk.data.loader import LoaderConfig, pinned
 from mfk.data.motion import MotionInfo, MotionRows, MotionSource, clip_starts
 
 
@@ -235,10 +235,8 @@ def motion_batches(
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step: expected an int >= 0, got {describe(step)}")
         batches = _batches(from_position, step, per_epoch, batch_size, length)
-        source_of = _ahead(batches) if loader.num_workers else batches
-        return (
-            ({n: x.pin_memory() for n, x in b.items()} for b in source_of) if loader.pin_memory else source_of
-        )
+        batches = _ahead(batches) if loader.num_workers else batches
+        return map(pinned, batches) if loader.pin_memory else batches
 
     return Batches(start, per_epoch)
 

@@ -36,9 +36,9 @@ class MotionLossConfig:
     rollout_steps: int = 1
     """regression: frames that are predicted one after another, each seeing those before it."""
     teacher_decay_steps: int | None = None
-    """regression: training steps in which the share of true frames that a rollout sees falls to 0; None: at once."""
+    """regression: steps in which the share of true frames that a rollout sees falls to 0; None: at once."""
     truncate_steps: int = 1
-    """regression: rollout steps that a gradient flows back through; 1: predicted frames are seen as they are."""
+    """regression: rollout steps that a gradient flows back through; 1: through none but its own."""
     step_decay: float = 0.05
     """regression: step k of a rollout weighs 1 / (1 + decay k)."""
     noise: float = 0.0
@@ -110,7 +110,8 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
     the data, as of `fit_scale`, which no step changes. The loss of a window is, of regression, the weighted
     sum over the steps of a rollout::
 
-        L = sum_k w_k (L_base + vel_weight L_vel + quat_norm_weight L_norm + quat_distance_weight L_dist) / sum_k w_k
+        L = sum_k w_k (L_base + vel_weight L_vel + quat_norm_weight L_norm + quat_distance_weight L_dist)
+            / sum_k w_k
 
     over its valid frames; of meanflow, the MeanFlow error of the next frame's residual, weighted as in the
     paper, a share of the rows with t > r and flow matching on the others. The sum over windows and their
@@ -204,7 +205,7 @@ def predictor_of(net: MotionNet, params: Tree, state: Tree, noise: Tensor | None
 def _rollout_loss(
     net: MotionNet, config: MotionLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Tensor, Metrics]:
-    """Predict frame after frame; each sees what came before, which the batch's "teacher" puts right at times."""
+    """Predict frame after frame; each sees those before it, which "teacher" puts right at times."""
     x, valid, scale, seen = batch["x"], batch["valid"], state["scale"], net.config.horizon
     steps = x.shape[1] - seen
     weights = losses.step_weights(steps, config.step_decay).to(x)

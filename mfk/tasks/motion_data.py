@@ -38,7 +38,7 @@ class MotionDataConfig:
     """Which motion, and what of it is held out."""
 
     data: Path | None = None
-    """Motion file (.parquet, .h5, .json; see `motion.py import`); None: a robot arm on random smooth paths."""
+    """Motion file (.parquet, .h5, .json; see `motion.py import`); None: a robot arm on smooth paths."""
     robot: Literal["panda", "ur10"] = "panda"
     """Without a file: the arm whose links move."""
     train_split: str = "train"
@@ -63,8 +63,8 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
     """Open the configured motion and part it; whole clips are held out.
 
     Raises:
-        FileNotFoundError, ValueError: a file that cannot be used; a split that is empty, or shares rows with the
-            other; a setting without effect.
+        FileNotFoundError, ValueError: a file that cannot be used; a split that is empty, or shares rows with
+            the other; a setting without effect.
     """
     refuse_unused(data, data.data is None, "robot")
     if data.data is None:

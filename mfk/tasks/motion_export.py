@@ -1,4 +1,4 @@
-"""A trained motion model as one program, TorchScript and torch.export: frames in the file's layout in and out.
+"""A trained motion model as one program, TorchScript and torch.export, in the layout of motion files.
 
 TorchScript is deprecated and what C++ programs of the last years load; its warning is silenced here only.
 """
@@ -26,8 +26,8 @@ TOLERANCE = 1e-5
 class NextFrame(nn.Module):
     """The frame after those of a window, in a motion file's own layout: px py pz qx qy qz qw of each bone.
 
-    ``forward(frames [B, horizon, 7 bones])``, with labels ``forward(frames, label [B, C])``, with a generative
-    network ``forward(frames, [label,] noise [B, 7 bones])``; the next frame [B, 7 bones].
+    ``forward(frames [B, horizon, 7 bones])``, with labels ``forward(frames, label [B, C])``, with a
+    generative network ``forward(frames, [label,] noise [B, 7 bones])``; the next frame [B, 7 bones].
     """
 
     def __init__(self, net: MotionNet, how: Frames, params: Tree, state: Tree) -> None:

@@ -33,13 +33,13 @@ class FeatureConfig:
     """What a model sees of a frame."""
 
     features: Literal["relative", "raw"] = "relative"
-    """relative: bones as seen from the root, the root from where the window begins; raw: the file's numbers."""
+    """relative: bones as seen from the root, and it from where the window begins; raw: the file's numbers."""
     space: Space | None = None
     """For files that do not say: bones are given in the world's frame, or local, in their parent's."""
     up: Up | None = None
     """For files that do not say: the world's axis that points up."""
     rigid: bool = True
-    """In rollouts bones keep the lengths of the last true frame; needs a file with `parents`, or local bones."""
+    """In rollouts bones keep the lengths of the last true frame; in files with `parents`, or local bones."""
 
 
 class Frames(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measures of motion models: the next frame, and rollouts against the truth, beside what needs no learning."""
+"""Measures of motion models: the next frame, and rollouts, beside what needs no learning."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def roll(
 ) -> Tensor:
     """Continue windows of true frames [B, T, bones, 7] by `steps` frames, [B, steps, bones, 7].
 
-    Each predicted frame is one of unit quaternions and, where the features say so, of the bones' true lengths, and
-    is seen in turn. `labels` [B, T - 1 + steps, C] are those of the frames that are predicted from.
+    Each predicted frame is one of unit quaternions and, where `how` says so, of the bones' true lengths, and is
+    seen in turn. `labels` [B, T - 1 + steps, C] are those of the frames that are predicted from.
     """
     window, last, found = seen, seen[:, -1], []
     for k in range(steps):
@@ -112,7 +112,7 @@ def rollouts(
     labels: Tensor | None,
     horizon: int,
 ) -> Rollout:
-    """Continue the first `horizon` frames of windows [B, horizon + R, bones, 7], and compare with the rest."""
+    """Continue the first `horizon` frames of windows [B, horizon + R, bones, 7]; compare with the rest."""
     steps = frames.shape[1] - horizon
     found = roll(how, scale, predictor, frames[:, :horizon], labels, steps)
     both = torch.stack((frames, torch.cat((frames[:, :horizon], found), 1)))
@@ -138,7 +138,7 @@ def feet_of(bone_names: tuple[str, ...]) -> list[int]:
 
 
 def sliding(how: Frames, frames: Tensor, truth: Tensor, feet: list[int], fps: float) -> Tensor:
-    """`foot_sliding` of frames [B, R, bones, 7] over the ground where the true feet stand lowest, [B], in m/s."""
+    """`foot_sliding` [B] in m/s of frames [B, R, bones, 7], over the ground where true feet stand lowest."""
     assert how.up is not None
     made, true = (world_positions(how, x)[..., feet, :] for x in (frames, truth))
     floor = true[..., how.up].amin(1)  # [B, feet]

@@ -33,7 +33,7 @@ class MotionNetConfig:
     horizon: int = 8
     """Frames that the network sees."""
     base: Base = "linear"
-    """What the network's output is added to: none, the last frame, constant velocity, or linear prediction."""
+    """What the output is added to: nothing, the last frame, constant velocity, or linear prediction."""
     see_velocities: bool = True
     """Whether the network sees each frame's velocity beside its features."""
     dropout: float = 0.1

@@ -192,7 +192,7 @@ def table(results: Sequence[MotionResult]) -> tuple[list[str], list[list[str]]]:
 
 
 def action_table(results: Sequence[MotionResult]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and formatted rows: next-step mse and rollout cm by action, one pair for each predictor."""
+    """Column titles and formatted rows: next-step mse and rollout cm by action, of each predictor."""
     actions = list(results[0].by_action)
     titles = ["action", "windows", *(f"{r.name}: {x}" for r in results for x in ("mse", "cm"))]
     rows = []
@@ -233,7 +233,7 @@ def write_report(
     lines = ["# Motion: held-out clips", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     lines += markdown(*table(results))
     lines += [
-        "", "mse and mae are those of the next frame's standardised features, deg and cm means over the bones "
+        "", "mse and mae are those of the next frame's standardised features, deg and cm means over the bones, "
         "after forward kinematics; a rollout sees its own frames.", "",
     ]  # fmt: skip
     if results[0].by_action:

@@ -28,8 +28,8 @@ def fit_scale(how: Frames, frames: Tensor, horizon: int) -> Params:
     Returns:
         "reference" [bones, 4], the rotation whose sign the quaternions take: the principal axis of their
         second moments; "mean" and "std" [F] of the features (a feature that does not move has std 1);
-        "velocity_std" [F], of the difference of two frames in units of std; "lags" [horizon - 2, F], the weights
-        that predict the next acceleration of each feature from its last ones by least squares, the
+        "velocity_std" [F], of the difference of two frames in units of std; "lags" [horizon - 2, F], the
+        weights that predict the next acceleration of each feature from its last ones by least squares, the
         newest last; "residual_std" [4, F], of what the bases none, last, velocity and linear leave.
 
     Raises:
@@ -69,7 +69,7 @@ def fit_scale(how: Frames, frames: Tensor, horizon: int) -> Params:
 def extrapolate(base: Base, scale: Params, x: Tensor) -> Tensor:
     """What comes after each frame of x [..., T, F] without any learning, [..., T, F]; a causal function of x.
 
-    none: 0, the mean; last: x_t; velocity: x_t + v_t; linear: x_t + v_t + sum of lags times the last accelerations.
+    none: 0, the mean; last: x_t; velocity: x_t + v_t; linear: that and the last accelerations times lags.
     """
     if base == "none":
         return torch.zeros_like(x)
