@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mfk.core.types import describe
 from mfk.nn.checks import check_choice, check_condition, check_frames, check_key, check_sizes
-from mfk.nn.dropout import check_rate, dropout
+from mfk.nn.keyed_dropout import check_rate, dropout
 
 Pooling = Literal["last", "mean", "none"]
 
@@ -61,7 +61,9 @@ class MotionMLP(nn.Module):
         check_rate(dropout)
         check_choice("pooling", pooling, get_args(Pooling))
         if flatten_sequence and pooling != "last":
-            raise ValueError(f"pooling: expected 'last' with flatten_sequence, which pools nothing, got {pooling!r}")
+            raise ValueError(
+                f"pooling: expected 'last' with flatten_sequence, which pools nothing, got {pooling!r}"
+            )
         if not flatten_sequence and frames != 1:
             raise ValueError(f"frames: expected 1 without flatten_sequence, got {frames}")
         self.inputs, self.condition, self.frames, self.rate = inputs, condition, frames, dropout
