@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mfk.core.types import describe
 from mfk.nn.checks import check_choice, check_condition, check_frames, check_key, check_sizes
-from mfk.nn.dropout import check_rate, dropout
+from mfk.nn.keyed_dropout import check_rate, dropout
 
 Pooling = Literal["last", "mean", "none"]
 

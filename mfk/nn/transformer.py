@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mfk.nn.checks import check_choice, check_condition, check_frames, check_key, check_sizes
-from mfk.nn.dropout import check_rate, dropout
+from mfk.nn.keyed_dropout import check_rate, dropout
 from mfk.nn.self_attention import SelfAttention
 
 Conditioning = Literal["add", "prepend"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from mfk.core.types import describe
 from mfk.nn.checks import check_choice, check_condition, check_frames, check_key, check_sizes
-from mfk.nn.dropout import check_rate, dropout
+from mfk.nn.keyed_dropout import check_rate, dropout
 from mfk.nn.self_attention import SelfAttention
 
 Returns = Literal["sequence", "last"]
@@ -69,40 +71,124 @@ class UNet1D(nn.Module):
         check_sizes(0, condition=condition)
         check_rate(dropout)
         check_choice("returns", returns, get_args(Returns))
+        widths = tuple(widths)
         _check_levels(widths, attention, groups)
         self.inputs, self.condition, self.returns = inputs, condition, returns
-        sites = iter(range(2 * blocks * len(widths) + 2))
+        sites = count()
 
-        def level(before: int, width: int, attends: bool) -> nn.ModuleList:
-            return nn.ModuleList(
-                _with_attention(
-                    ResidualBlock(width if i else before, width, condition, groups, dropout, next(sites)),
-                    Attention(width, heads, groups) if attends else None,
-                )
-                for i in range(blocks)
-            )
+        def block(before: int, after: int, attends: bool) -> Block:
+            attends_with = heads if attends else None
+            return Block(before, after, condition, attends_with, groups, dropout, next(sites))
 
+        def level(before: int, after: int, attends: bool) -> Blocks:
+            return Blocks(block(after if i else before, after, attends) for i in range(blocks))
+
+        last = widths[-1]
         attends = [i in attention for i in range(len(widths))]
-        starts = (widths[0], *widths[:-1])  # a level keeps the channels of the one before until its own block
+        # What each level is given: on the way down by the one before it, on the way up by the one after.
+        given, returned = (widths[0], *widths[:-1]), (*widths[1:], last)
         self.enter = nn.Conv1d(inputs, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(level(*sizes) for sizes in zip(starts, widths, attends, strict=True))
+        self.down = nn.ModuleList(map(level, given, widths, attends))
         self.halve = nn.ModuleList(nn.Conv1d(w, w, 2, stride=2) for w in widths[:-1])
-        width = widths[-1]
-        self.middle = nn.ModuleList(
-            (
-                _with_attention(
-                    ResidualBlock(width, width, condition, groups, dropout, next(sites)),
-                    Attention(width, heads, groups),
-                ),
-                _with_attention(ResidualBlock(width, width, condition, groups, dropout, next(sites)), None),
-            )
-        )
-        # From the shortest level to the longest, as they are run.
-        ends = (width, *widths[:0:-1])
-        self.skips = nn.ModuleList(nn.Conv1d(w, e, 1) for w, e in zip(widths[::-1], ends, strict=True))
-        self.up = nn.ModuleList(
-            level(*sizes) for sizes in zip(ends, widths[::-1], attends[::-1], strict=True)
-        )
-        self.double = nn.ModuleList(nn.ConvTranspose1d(w, w, 2, stride=2) for w in widths[:0:-1])
+        self.middle = Blocks((block(last, last, True), block(last, last, False)))
+        self.restore = nn.ModuleList(nn.ConvTranspose1d(w, w, 2, stride=2) for w in widths[1:])
+        self.skips = nn.ModuleList(nn.Conv1d(w, r, 1) for w, r in zip(widths, returned, strict=True))
+        self.up = nn.ModuleList(map(level, returned, widths, attends))
         self.project = nn.Conv1d(widths[0], outputs, 1)
         self.leave = nn.Linear(outputs, outputs)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None, key: Tensor | None = None) -> Tensor:
+        """Frames [B, T, inputs] -> [B, outputs] of the last, or [B, T, outputs].
+
+        Any T >= 1 will do. Where a length is odd, the convolution that halves it is given its first position
+        twice, and what grows from the copy is cut off on the way up. No frame is invented by that: it is the
+        border of one convolution, as zeros are of the others, and the last frame keeps its place.
+
+        Args:
+            x: frames, [B, T, inputs].
+            condition: None, [B, condition]; None is the same as zeros.
+            key: of `mfk.nn.dropout`, int64 [B]; None drops nothing.
+
+        Raises:
+            ValueError: shapes other than these.
+            TypeError: dtypes other than the parameters'; a key that is not int64.
+        """
+        check_frames(x, self.inputs, self.leave.weight.dtype)
+        check_condition(condition, self.condition, x, per_frame=False)
+        check_key(key, (x.shape[0],))
+        h = self.enter(x.mT)
+        seen: list[Tensor] = []
+        for i, level in enumerate(self.down):
+            if i:
+                h = self.halve[i - 1](torch.cat((h[..., :1], h), -1) if h.shape[-1] % 2 else h)
+            h = level(h, condition, key)
+            seen.append(h)
+        h = self.middle(h, condition, key)
+        for i in reversed(range(len(self.up))):
+            if i < len(self.restore):
+                h = self.restore[i](h)[..., -seen[i].shape[-1] :]
+            h = self.up[i](h + self.skips[i](seen[i]), condition, key)
+        h = self.project(h[..., -1:] if self.returns == "last" else h)
+        h = self.leave(h.mT)
+        return h[:, -1] if self.returns == "last" else h
+
+
+class Blocks(nn.ModuleList):
+    """One block after the other, all with the same condition and key."""
+
+    def forward(self, h: Tensor, condition: Tensor | None, key: Tensor | None) -> Tensor:
+        """[B, before, T] and [B, condition] -> [B, after, T]."""
+        for block in self:
+            h = block(h, condition, key)
+        return h
+
+
+class Block(nn.Module):
+    """skip(h) + SiLU(GN(conv(dropout(SiLU(GN(conv(h)) + Linear(condition)))))), then attention if it attends.
+
+    The skip is a 1x1 convolution where the channels change; attention is h + attention(GN(h)).
+    """
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        condition: int,
+        heads: int | None,
+        groups: int,
+        dropout: float,
+        site: int,
+    ) -> None:
+        """From `before` to `after` channels, with attention of `heads` or, at None, without."""
+        super().__init__()
+        self.rate, self.site = dropout, site
+        self.conv1, self.norm1 = nn.Conv1d(before, after, 3, padding=1), nn.GroupNorm(groups, after)
+        # The norm has an offset already.
+        self.inject = nn.Linear(condition, after, bias=False) if condition else None
+        self.conv2, self.norm2 = nn.Conv1d(after, after, 3, padding=1), nn.GroupNorm(groups, after)
+        self.skip = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
+        self.attention_norm = nn.GroupNorm(groups, after) if heads else None
+        self.attention = SelfAttention(after, heads) if heads else None
+
+    def forward(self, h: Tensor, condition: Tensor | None, key: Tensor | None) -> Tensor:
+        """[B, before, T] and [B, condition] -> [B, after, T]."""
+        y = self.norm1(self.conv1(h))
+        if condition is not None and self.inject is not None:
+            y = y + self.inject(condition).unsqueeze(-1)
+        y = dropout(nn.functional.silu(y), self.rate, key, self.site)
+        h = self.skip(h) + nn.functional.silu(self.norm2(self.conv2(y)))
+        if self.attention is not None and self.attention_norm is not None:
+            h = h + self.attention(self.attention_norm(h).mT).mT
+        return h
+
+
+def _check_levels(widths: Sequence[int], attention: Sequence[int], groups: int) -> None:
+    if not widths:
+        raise ValueError("widths: expected at least one level, got none")
+    for i, width in enumerate(widths):
+        check_sizes(**{f"widths[{i}]": width})
+        if width % groups:
+            raise ValueError(f"widths[{i}]: expected a multiple of groups, {groups}, got {width}")
+    for level in attention:
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < len(widths):
+            raise ValueError(f"attention: expected levels from 0 to {len(widths) - 1}, got {describe(level)}")
