@@ -7,12 +7,17 @@ from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
+from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
+from mfk.data.motion_files import open_motion, write_motion
+from mfk.data.motion_info import same_skeleton
+from mfk.data.motion_rows import frame_velocities
 from mfk.data.tensors import read_tensors
 
 __all__ = [
     "AugmentConfig",
     "Bvh",
     "BvhHeader",
+    "Clip",
     "Generated",
     "IKDataConfig",
     "IKFile",
@@ -20,19 +25,30 @@ __all__ = [
     "IKRows",
     "IKSamples",
     "LoaderConfig",
+    "MotionInfo",
+    "MotionRows",
+    "MotionSource",
+    "Skeleton",
+    "Space",
+    "Up",
     "augment",
     "batches_from",
     "batches_of",
     "bvh_frames",
     "check_augment",
+    "clip_starts",
     "draw_ik",
+    "frame_velocities",
     "generate_ik",
+    "open_motion",
     "plan_ik",
     "read_bvh",
     "read_bvh_header",
     "read_ik",
     "read_tensors",
     "row_order",
+    "same_skeleton",
     "sampling_range",
     "split_rows",
+    "write_motion",
 ]
