@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 import zlib
+=======
+from collections.abc import Iterator
+from contextlib import contextmanager
+>>>>>>> files
 from pathlib import Path
 
 
@@ -14,11 +19,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         FileNotFoundError, NotADirectoryError, PermissionError: the folder cannot be written to.
         OSError: the disk is full; the file is named in any case.
     """
+    with replaced_whole(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """For ``with``: a path in the same folder to write to; what was written there then replaces `path`.
+
+    After an error, `path` is as it was and the other is gone. A killed writer leaves the other, whose name
+    starts with a dot and ends in .part.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:

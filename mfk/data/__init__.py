@@ -7,7 +7,7 @@ from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
-from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, clip_starts
+from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
 from mfk.data.motion_batches import (
     Segments,
     WindowConfig,
@@ -18,8 +18,11 @@ from mfk.data.motion_batches import (
     read_windows,
     split_segments,
 )
+from mfk.data.motion_files import open_motion, write_motion
+from mfk.data.motion_info import same_skeleton
 from mfk.data.motion_memory import motion_source
 from mfk.data.motion_robots import joint_motion, robot_motion
+from mfk.data.motion_rows import frame_velocities
 from mfk.data.tensors import read_tensors
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 
@@ -42,6 +45,8 @@ __all__ = [
     "NextStepWindows",
     "Segments",
     "Skeleton",
+    "Space",
+    "Up",
     "WindowConfig",
     "Windows",
     "augment",
@@ -53,12 +58,14 @@ __all__ = [
     "clip_starts",
     "draw_ik",
     "find_windows",
+    "frame_velocities",
     "generate_ik",
     "held_out_clips",
     "joint_motion",
     "motion_batches",
     "motion_source",
     "next_step_windows",
+    "open_motion",
     "plan_ik",
     "read_bvh",
     "read_bvh_header",
@@ -67,7 +74,9 @@ __all__ = [
     "read_windows",
     "robot_motion",
     "row_order",
+    "same_skeleton",
     "sampling_range",
     "split_rows",
     "split_segments",
+    "write_motion",
 ]

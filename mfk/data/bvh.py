@@ -80,8 +80,8 @@ def read_bvh(path: str | os.PathLike[str], *, positions: Positions | None = None
                 continue
             if positions is None and bone and header.offsets[bone, axis] != 0:
                 raise ValueError(
-                    f"{path}: bone {header.bone_names[bone]!r} has both an OFFSET and {channel}, which are "
-                    "to be added or not, by the program that wrote the file; expected positions add or replace"
+                    f"{path}: bone {header.bone_names[bone]!r} has both an OFFSET and {channel}; whether they "
+                    "add up depends on the program that wrote the file: expected positions add or replace"
                 )
             translations[:, bone, axis] = value + (
                 translations[:, bone, axis] if positions != "replace" else 0
