@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
 import zlib
-=======
 from collections.abc import Iterator
 from contextlib import contextmanager
->>>>>>> files
 from pathlib import Path
 
 
