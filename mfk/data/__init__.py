@@ -9,6 +9,7 @@ from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
 from mfk.data.motion_files import open_motion, write_motion
+from mfk.data.motion_import import import_bvh
 from mfk.data.motion_info import same_skeleton
 from mfk.data.motion_rows import frame_velocities
 from mfk.data.tensors import read_tensors
@@ -40,6 +41,7 @@ __all__ = [
     "draw_ik",
     "frame_velocities",
     "generate_ik",
+    "import_bvh",
     "open_motion",
     "plan_ik",
     "read_bvh",
