@@ -8,17 +8,9 @@ from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
-from mfk.data.motion_batches import (
-    Segments,
-    WindowConfig,
-    Windows,
-    find_windows,
-    held_out_clips,
-    motion_batches,
-    read_windows,
-    split_segments,
-)
+from mfk.data.motion_batches import Segments, WindowConfig, Windows, find_windows, held_out_clips, motion_batches, read_windows, split_segments
 from mfk.data.motion_files import open_motion, write_motion
+from mfk.data.motion_import import import_bvh
 from mfk.data.motion_info import same_skeleton
 from mfk.data.motion_memory import motion_source
 from mfk.data.motion_robots import joint_motion, robot_motion
@@ -61,6 +53,7 @@ __all__ = [
     "frame_velocities",
     "generate_ik",
     "held_out_clips",
+    "import_bvh",
     "joint_motion",
     "motion_batches",
     "motion_source",
