@@ -8,7 +8,16 @@ from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
-from mfk.data.motion_batches import Segments, WindowConfig, Windows, find_windows, held_out_clips, motion_batches, read_windows, split_segments
+from mfk.data.motion_batches import (
+    Segments,
+    WindowConfig,
+    Windows,
+    find_windows,
+    held_out_clips,
+    motion_batches,
+    read_windows,
+    split_segments,
+)
 from mfk.data.motion_files import open_motion, write_motion
 from mfk.data.motion_import import import_bvh
 from mfk.data.motion_info import same_skeleton
