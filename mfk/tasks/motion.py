@@ -209,7 +209,7 @@ def _rollout_loss(
     x, valid, scale, seen = batch["x"], batch["valid"], state["scale"], net.config.horizon
     steps = x.shape[1] - seen
     weights = losses.step_weights(steps, config.step_decay).to(x)
-    window, before = x[:, :seen], x[:, seen - 1]
+    window, before, true_before = x[:, :seen], x[:, seen - 1], x[:, seen - 1]
     if "noise" in batch:
         window = window + batch["noise"]
     rows, shares = x.new_zeros(len(x)), x.new_zeros(len(x))
@@ -231,7 +231,8 @@ def _rollout_loss(
             error = _ERRORS[config.loss](out, truth)
         if k == 0:
             metrics["mse"] = losses.squared_error(out, truth).sum()
-        error = error + _penalties(config, scale, before, out, x[:, seen + k - 1], truth)
+        error = error + _penalties(config, scale, before, out, true_before, truth)
+        true_before = truth
         weight = weights[k] * inside
         rows, shares = rows + weight * error, shares + weight
         if k + 1 < steps:
