@@ -2,9 +2,11 @@
 
 from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve
 from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
+from mfk.tasks.motion_animation import animate
 
 __all__ = [
     "IK",
+    "animate",
     "ik",
     "ik_compare",
     "ik_export",

@@ -1,5 +1,257 @@
-"""placeholder"""
+"""Motions side by side as a moving picture: .gif, or .mp4 where ffmpeg is installed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfk.core.files import write_atomically
+from mfk.core.types import describe
+from mfk.kinematics.skeleton import check_parents
+
+_AZIMUTH, _ELEVATION = math.radians(-60), math.radians(20)  # of the camera, which looks in parallel lines
+_INCHES, _TOP, _DPI = 4.0, 0.6, 80  # a panel's side, the room for titles; 320 x 368 pixels with one panel
+_BROWSERS = 50.0  # frames per second of a .gif that every program shows in time
+_COLOURS = {"left": "tab:blue", "right": "tab:red", "": "0.25"}
+_LEFT = re.compile(r"(?i:left|(^|[_.: ])l([_.: ]|$))|^L[A-Z]")
+_RIGHT = re.compile(r"(?i:right|(^|[_.: ])r([_.: ]|$))|^R[A-Z]")
 
 
-def animate(*a, **k):
-    pass
+def animate(
+    path: str | Path,
+    sequences: Mapping[str, Tensor],
+    parents: Sequence[int],
+    *,
+    fps: float,
+    up: int,
+    title: str = "",
+    marks: Mapping[int, str] | None = None,
+    bone_names: Sequence[str] | None = None,
+) -> None:
+    """Draw skeletons in motion, a panel for each sequence, all to one scale, and replace the file as a whole.
+
+    The camera looks in parallel lines, 20 degrees down, and follows the root's place on the ground, whose
+    grid stands still in the world; the ground is as high as the lowest point of all sequences. The title
+    counts the frames. A .gif's frames last whole hundredths of a second, chosen so that its length is right
+    to one of them. Of more than 50 frames per second a .gif holds every second one, or fewer: programs would
+    slow it down.
+
+    Args:
+        path: NAME.gif or NAME.mp4.
+        sequences: title of a panel -> positions of the bones in the world, [T, bones, 3] in m.
+        parents: of the bones, -1 of the first, parents before children.
+        fps: frames per second, finite, > 0.
+        up: the axis that points up, 0, 1 or 2.
+        title: what stands before the frame's number.
+        marks: frame -> text that stands behind the number from this frame on.
+        bone_names: of the bones; those on the left are drawn blue, those on the right red.
+
+    Raises:
+        ValueError: another suffix, sequences of different shapes, a position that is not finite, no tree,
+            a number out of range, or an .mp4 without ffmpeg.
+        FileNotFoundError: no such folder.
+        OSError: ffmpeg fails.
+    """
+    path = Path(path)
+    points = _checked(path, sequences, parents, fps, up, marks, bone_names)
+    sides = ["" for _ in parents] if bone_names is None else [_side(name) for name in bone_names]
+    frames = next(iter(points.values())).shape[0]
+    stride = math.ceil(fps / _BROWSERS) if path.suffix == ".gif" else 1
+    drawn = range(0, frames, stride)
+    pictures = _draw(points, parents, sides, drawn, title, marks or {})
+    if path.suffix == ".gif":
+        write_atomically(path, _gif(pictures, [min(k + stride, frames) / fps for k in drawn]))
+    else:
+        _mp4(path, pictures, fps)
+
+
+def _checked(
+    path: Path,
+    sequences: Mapping[str, Tensor],
+    parents: Sequence[int],
+    fps: float,
+    up: int,
+    marks: Mapping[int, str] | None,
+    bone_names: Sequence[str] | None,
+) -> dict[str, np.ndarray]:
+    """The sequences as float64 arrays whose last axis points up."""
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"path: expected NAME.gif or NAME.mp4, got {str(path)!r}")
+    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise ValueError(f"path: {str(path)!r} needs ffmpeg, which is not installed; a .gif does not")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected the folder {str(path.parent)!r} to be there")
+    check_parents(parents)
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise ValueError(f"fps: expected a finite number > 0, got {describe(fps)}")
+    if isinstance(up, bool) or not isinstance(up, int) or up not in (0, 1, 2):
+        raise ValueError(f"up: expected the axis 0, 1 or 2, got {describe(up)}")
+    if not sequences:
+        raise ValueError("sequences: expected at least one")
+    if bone_names is not None and len(bone_names) != len(parents):
+        raise ValueError(f"bone_names: expected {len(parents)}, one for each bone, got {len(bone_names)}")
+    first = next(iter(sequences.values()))
+    found = {}
+    for name, x in sequences.items():
+        where = f"sequences[{name!r}]"
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[1:] != (len(parents), 3) or not len(x):
+            raise ValueError(f"{where}: expected a tensor [T, {len(parents)}, 3], got {describe(x)}")
+        if x.shape != first.shape:
+            raise ValueError(f"{where}: expected {len(first)} frames, as of the first one, got {len(x)}")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{where}: expected finite positions, got one that is not")
+        # A turn of the axes, not a swap: left stays left.
+        found[name] = x.detach().to("cpu", torch.float64).roll(2 - up, -1).numpy()
+    for frame in marks or {}:
+        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < len(first):
+            raise ValueError(f"marks: expected frames in [0, {len(first)}), got {describe(frame)}")
+    return found
+
+
+def _draw(
+    points: Mapping[str, np.ndarray],
+    parents: Sequence[int],
+    sides: Sequence[str],
+    drawn: range,
+    title: str,
+    marks: Mapping[int, str],
+) -> Iterator[np.ndarray]:
+    """Pictures of the frames to be drawn, [height, width, 3], uint8.
+
+    The projection is computed here, and lines alone are changed from frame to frame: matplotlib's own axes
+    in three dimensions take several times as long.
+    """
+    # The object interface needs no display and leaves matplotlib's global state alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ground = min(float(x[..., 2].min()) for x in points.values())
+    anchors = {name: x[:, 0] * [1.0, 1.0, 0.0] + [0.0, 0.0, ground] for name, x in points.items()}
+    flat = {name: _projected(x - anchors[name][:, None]) for name, x in points.items()}
+    every = np.concatenate([x.reshape(-1, 2) for x in flat.values()] + [np.zeros((1, 2))])
+    low, high = every.min(0), every.max(0)
+    half = 0.55 * max(float((high - low).max()), 1e-3)
+    centre = (low + high) / 2
+    frames = next(iter(points.values())).shape[0]
+
+    figure = Figure(figsize=(_INCHES * len(points), _INCHES + _TOP), dpi=_DPI)
+    canvas = FigureCanvasAgg(figure)
+    heading = figure.suptitle("", y=0.98, fontsize=11, parse_math=False)
+    panels: list[tuple[str, Any, dict[str, Any]]] = []
+    for i, name in enumerate(points):
+        share = 1 / len(points)
+        axes = figure.add_axes((share * (i + 0.01), 0.0, 0.98 * share, 0.98 * _INCHES / (_INCHES + _TOP)))
+        axes.set_axis_off()
+        axes.set_xlim(centre[0] - half, centre[0] + half)
+        axes.set_ylim(centre[1] - half, centre[1] + half)
+        figure.text(share * (i + 0.5), _INCHES / (_INCHES + _TOP), name, ha="center", parse_math=False)
+        grid = axes.plot([], [], color="0.85", linewidth=0.8)[0]
+        style: dict[str, Any] = {
+            "linewidth": 2.0,
+            "marker": "o",
+            "markersize": 2.5,
+            "solid_capstyle": "round",
+        }
+        bones = {side: axes.plot([], [], color=_COLOURS[side], **style)[0] for side in ("", "right", "left")}
+        panels.append((name, grid, bones))
+
+    for k in drawn:
+        said = [text for frame, text in sorted(marks.items()) if frame <= k][-1:]
+        count = f"frame {k + 1} of {frames}"
+        heading.set_text(", ".join([*([title] if title else []), count, *said]))
+        for name, grid, bones in panels:
+            grid.set_data(*_grid(anchors[name][k], 2 * half).T)
+            for side, line in bones.items():
+                line.set_data(*_bones(flat[name][k], parents, sides, side).T)
+        canvas.draw()
+        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _projected(x: np.ndarray) -> np.ndarray:
+    """Right and up on the picture, [..., 2], of points [..., 3] whose last axis points up."""
+    sa, ca, se, ce = (f(a) for a in (_AZIMUTH, _ELEVATION) for f in (math.sin, math.cos))
+    return x @ np.array([[-sa, ca, 0.0], [-se * ca, -se * sa, ce]]).T
+
+
+def _bones(flat: np.ndarray, parents: Sequence[int], sides: Sequence[str], side: str) -> np.ndarray:
+    """One line through the bones of a side, with a gap after each, [n, 2]; the root alone is a point."""
+    gap = np.full(2, np.nan)
+    found = [gap]
+    for bone, parent in enumerate(parents):
+        if sides[bone] == side:
+            found += [flat[max(parent, 0)], flat[bone], gap]
+    return np.stack(found)
+
+
+def _grid(anchor: np.ndarray, reach: float) -> np.ndarray:
+    """One line along the ground's grid around a place, with gaps, seen from there, [n, 2]."""
+    magnitude = 10.0 ** math.floor(math.log10(reach / 2))
+    step = magnitude * max(factor for factor in (1, 2, 5) if factor * magnitude <= reach / 2)
+    found = []
+    for axis in (0, 1):
+        first = math.ceil((anchor[axis] - reach) / step) * step - anchor[axis]
+        for at in np.arange(first, reach, step):
+            for end in (-reach, reach, np.nan):
+                found.append([at, end, 0.0] if axis == 0 else [end, at, 0.0])
+    return _projected(np.array(found))
+
+
+def _side(name: str) -> str:
+    left, right = bool(_LEFT.search(name)), bool(_RIGHT.search(name))
+    return "" if left == right else "left" if left else "right"
+
+
+def _gif(pictures: Iterator[np.ndarray], ends: Sequence[float]) -> bytes:
+    """The file, whose frames end at those times in s."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    # One palette for all frames, of what is drawn: each colour, and how its edges fade into the white.
+    fading = np.linspace(0, 1, 64)[:, None]
+    shades = [255 * (1 - fading * (1 - np.array(to_rgb(c)))) for c in ("black", *_COLOURS.values())]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(np.concatenate(shades)).astype(np.uint8).tobytes())
+    images = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in pictures]
+    hundredths = [round(100 * end) for end in ends]
+    lasting = [10 * max(end - start, 1) for start, end in zip([0, *hundredths], hundredths, strict=False)]
+    file = io.BytesIO()
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=lasting, loop=0)
+    return file.getvalue()
+
+
+def _mp4(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    first = next(pictures)
+    height, width = first.shape[:2]
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    command = ["ffmpeg", "-y", "-loglevel", "error", *given, "-pix_fmt", "yuv420p", "-f", "mp4", str(part)]
+    try:
+        with tempfile.TemporaryFile() as said:
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said) as ffmpeg:
+                assert ffmpeg.stdin is not None
+                try:
+                    ffmpeg.stdin.write(first.tobytes())
+                    for picture in pictures:
+                        ffmpeg.stdin.write(picture.tobytes())
+                    ffmpeg.stdin.close()
+                except BrokenPipeError:
+                    pass  # ffmpeg has ended before its input: it says why
+            said.seek(0)
+            why = said.read().decode(errors="replace").strip().splitlines()
+        if ffmpeg.returncode:
+            raise OSError(f"{path}: ffmpeg failed: {why[-1] if why else f'it returned {ffmpeg.returncode}'}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
