@@ -1,0 +1,179 @@
+"""experiments/motion.py as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import motion as script
+import motion_runs
+import pytest
+import torch
+from motions import source
+
+from mfk.core import config
+from mfk.data import open_motion, write_motion
+
+SCRIPT = Path(script.__file__)
+TINY = [
+    "quick", "--width", "16", "--feedforward", "32", "--heads", "2", "--layers", "1", "--steps", "8",
+    "--warmup-steps", "2", "--validate-every", "4", "--validation-windows", "4", "--rollout", "10",
+    "--horizon", "4", "--threads", "1",
+]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["motion.py", *words])
+    try:
+        script.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A file with clips, splits and labels."""
+    made = source((80, 80, 60), labels=2)
+    rows = made.read(0, 220)
+    clips, first = [], 0
+    for clip in made.info.clips:
+        clips.append(made.read(first, first + clip.frames))
+        first += clip.frames
+    assert rows.labels is not None
+    path = tmp_path / "labeled.parquet"
+    write_motion(path, made.info, clips)
+    return path
+
+
+def test_from_a_file_to_a_report_an_animation_and_exports(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    data = ["--data", str(labelled)]
+    assert run(monkeypatch, *TINY, *data, "--out", str(out), "--export-ts", "encoder.ts") == 0
+    printed = capsys.readouterr().out
+    assert "persistence" in printed and "constant velocity" in printed and "read back" in printed
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    names = [r["name"] for r in report["results"]]
+    assert names == ["persistence", "constant velocity", "linear prediction", "transformer, regression"]
+    assert all(len(r["drift_cm"]) == 10 for r in report["results"])
+    assert report["results"][0]["by_action"].keys() == {"walk"}
+    for name in ("report.md", "drift.png", "animation.gif", "data.txt", "config.yaml"):
+        assert (out / name).stat().st_size > 0
+    # The exports stand alone, for any number of windows, in the file's layout.
+    frames = torch.cat([torch.rand(5, 4, 28)])
+    frames.unflatten(-1, (4, 7))[..., 3:] += 1
+    label = torch.zeros(5, 2)
+    first = torch.jit.load("encoder.ts")(frames, label)
+    program = torch.export.load("encoder.pt2").module()(frames, label)
+    assert first.shape == (5, 28) and torch.allclose(first, program, atol=1e-5)
+    # Resumed to the same end, and evaluated to the same figures.
+    assert run(monkeypatch, "evaluate", "--checkpoint", str(out)) == 0
+    again = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    for a, b in zip(report["results"], again["results"], strict=True):
+        assert {**a, "microseconds": 0} == {**b, "microseconds": 0}
+    assert run(monkeypatch, "animate", "--checkpoint", str(out), "--out", "a.gif", "--frames", "5") == 0
+    assert Path("a.gif").stat().st_size > 0
+    assert run(monkeypatch, "animate", "--checkpoint", str(out), "--out", "a.gif", "--clip", "no") == 2
+    assert "clip: expected one that is held out, clip2" in capsys.readouterr().err
+
+
+def test_a_generative_model_on_the_embedded_robot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["meanflow", "--hidden", "16", "--steps", "4", "--warmup-steps", "1", "--validation-windows", "2"]
+    words += [
+        "--rollout",
+        "6",
+        "--report-windows",
+        "8",
+        "--no-animation",
+        "--robot",
+        "ur10",
+        "--threads",
+        "1",
+    ]
+    assert run(monkeypatch, *words) == 0
+    assert "8 samples:" in capsys.readouterr().out
+    report = json.loads(Path("outputs/motion/latest/report.json").read_text(encoding="utf-8"))
+    assert report["results"][-1]["diversity_cm"] > 0 and report["facts"]["data"].startswith("ur10")
+
+
+def test_a_run_resumes_to_the_same_parameters(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, "--data", str(labelled), "--no-animation"]
+    assert run(monkeypatch, *words, "--out", "whole") == 0
+    assert run(monkeypatch, *words, "--out", "parts", "--steps", "4") == 0
+    assert run(monkeypatch, "--resume", "parts", "--steps", "8") in (0, 2)
+    changed = labelled.with_name("other.parquet")
+    changed.write_bytes(labelled.read_bytes())
+    assert run(monkeypatch, "--resume", "whole", "--data", str(changed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--horizon", "65"], "max_seq_len, 64"),
+        (["--horizon", "78"], "max_seq_len"),
+        (["--conditioning-dim", "3"], "conditioning_dim: expected the width of the data's labels, 2"),
+        (["--input-dim", "455"], "input_dim: expected the 28 numbers"),
+        (["--val-split", "test"], "there is no split 'test'"),
+        (["--features", "raw", "--space", "local"], "space"),
+        (["--rollout", "0"], "rollout: expected at least 1"),
+        (["--robot", "ur10"], "robot"),
+    ],
+)
+def test_mistakes_are_told(words, message, labelled, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "quick", "--data", str(labelled), *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_bad_frames_are_told_with_their_row(labelled: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = open_motion(labelled)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(labelled)
+    for row, bone, value, message in ((17, 2, float("nan"), "row 17"), (5, 1, 0.0, "row 5")):
+        frames = table["frames"].to_pylist()
+        start = 7 * bone + 3
+        frames[row][start : start + 4] = [value] * 4
+        column = pa.array(frames, table.schema.field("frames").type)
+        bad = table.set_column(0, table.schema.field("frames"), column)
+        pq.write_table(bad, "bad.parquet")
+        assert run(monkeypatch, "quick", "--data", "bad.parquet") == 2
+        told = capsys.readouterr().err
+        assert "bad.parquet" in told and message in told and made.info.skeleton.bone_names[bone] in told
+
+
+def test_the_configurations_are_the_presets() -> None:
+    folder = SCRIPT.parent / "configs"
+    for name in ("transformer", "mlp", "unet1d"):
+        loaded = config.load_yaml(
+            motion_runs.MotionRun, folder / f"model_{name}.yaml", base=script.PRESETS[name][1]
+        )
+        assert loaded == script.PRESETS[name][1]
+        alone = config.load_yaml(
+            motion_runs.MotionRun, folder / f"model_{name}.yaml", base=script.PRESETS["default"][1]
+        )
+        train = replace(alone.train, ema_decay=loaded.train.ema_decay)
+        assert replace(alone, train=train) == replace(loaded, train=train) or alone.train.jit is False
+
+
+def test_the_help_names_every_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("import", "evaluate", "animate", "export", "transformer", "mlp", "unet1d", "meanflow"):
+        assert word in shown.stdout
