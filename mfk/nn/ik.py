@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mfk.core.types import describe
 from mfk.kinematics import (
     Chain,
     clip_to_limits,
@@ -22,6 +21,7 @@ from mfk.kinematics import (
     quaternion_to_matrix,
     velocity_product,
 )
+from mfk.nn.checks import check_sizes
 
 # Typical sizes at a reference 0.1 rad away: what divides them is of order one.
 _LINEAR, _ANGULAR, _JOINT, _BEND = 0.08, 0.2, 0.1, 0.03
@@ -46,7 +46,7 @@ class MeanFlowNet(nn.Module):
     ) -> None:
         """Build it for `dof` joints; all sizes must be positive (ValueError)."""
         super().__init__()
-        _check_sizes(dof=dof, width=width, blocks=blocks, condition=condition, frequencies=frequencies)
+        check_sizes(dof=dof, width=width, blocks=blocks, condition=condition, frequencies=frequencies)
         inputs = dof + 9
         self.dof = dof
         exponent = torch.arange(frequencies) / max(frequencies - 1, 1)
@@ -126,7 +126,7 @@ class KinematicNet(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        _check_sizes(width=width, blocks=blocks, base_steps=base_steps)
+        check_sizes(width=width, blocks=blocks, base_steps=base_steps)
         if not (math.isfinite(damping) and damping > 0):
             raise ValueError(f"damping: expected a positive number, got {damping!r}")
         self.chain, self.damping, self.base_steps = chain, damping, base_steps
@@ -216,12 +216,6 @@ def _xavier(module: nn.Module) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}: expected an int >= 1, got {describe(size)}")
 
 
 def _check_inputs(dof: int, q: Tensor, pose: Tensor, r: Tensor, t: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mfk.core.types import describe
+from mfk.nn.checks import check_sizes
 
 
 def attention(
@@ -98,9 +99,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, causal: bool = False, bias: bool = True) -> None:
         """See the class."""
         super().__init__()
-        for name, size in (("width", width), ("heads", heads)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an int >= 1, got {describe(size)}")
+        check_sizes(width=width, heads=heads)
         if width % heads:
             raise ValueError(f"width: expected a multiple of heads, {heads}, got {width}")
         self.width, self.heads, self.causal = width, heads, causal
