@@ -61,9 +61,7 @@ class MotionMLP(nn.Module):
         check_rate(dropout)
         check_choice("pooling", pooling, get_args(Pooling))
         if flatten_sequence and pooling != "last":
-            raise ValueError(
-                f"pooling: expected 'last' with flatten_sequence, which pools nothing, got {pooling!r}"
-            )
+            raise ValueError(f"pooling: expected 'last' with flatten_sequence, got {pooling!r}")
         if not flatten_sequence and frames != 1:
             raise ValueError(f"frames: expected 1 without flatten_sequence, got {frames}")
         self.inputs, self.condition, self.frames, self.rate = inputs, condition, frames, dropout
