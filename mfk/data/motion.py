@@ -20,9 +20,7 @@ class Skeleton(NamedTuple):
 
     bone_names: tuple[str, ...]
     parents: tuple[int, ...] | None  # index of each bone's parent, -1 of the first, the root; None: not known
-    space: (
-        Space | None
-    )  # poses are in the world's frame, or in the parent bone's; None: the file does not say
+    space: Space | None  # poses are in the world's frame, or in the parent bone's; None: the file does not say
     up: Up | None  # the world's axis that points up; None: the file does not say
 
 
