@@ -80,12 +80,13 @@ def read_bvh(path: str | os.PathLike[str], *, positions: Positions | None = None
                 continue
             if positions is None and bone and header.offsets[bone, axis] != 0:
                 raise ValueError(
-                    f"{path}: bone {header.bone_names[bone]!r} has both an OFFSET and {channel}; whether they "
-                    "add up depends on the program that wrote the file: expected positions add or replace"
+                    f"{path}: bone {header.bone_names[bone]!r} has both an OFFSET and {channel}; whether "
+                    "they add up, the program that wrote the file decides: expected positions add or replace"
                 )
-            translations[:, bone, axis] = value + (
-                translations[:, bone, axis] if positions != "replace" else 0
-            )
+            if positions == "replace":
+                translations[:, bone, axis] = value
+            else:
+                translations[:, bone, axis] += value
     return Bvh(header, translations, rotations)
 
 

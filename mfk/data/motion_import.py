@@ -130,7 +130,7 @@ def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed
         count = round(share * len(names))
         if share and not count:
             raise ValueError(
-                f"validation_share: {share:g} of {len(names)} clips is less than one; "
+                f"validation_share: {share:g} of {len(names)} clips rounds to none; "
                 "expected a larger share, 0, or the clips' names in held_out"
             )
         order = rng.uniform(rng.key(seed, "held out"), Rows.all(len(names)), dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -126,54 +127,65 @@ def checked_pieces(
 ) -> Iterator[MotionRows]:
     """The same rows, checked against the clips, in pieces of `rows_per_piece`; the last may be shorter.
 
+    A piece is good until the next: they share their memory, so that a long file does not scatter the heap.
+
     Raises:
         ValueError, TypeError: as `check_rows`, or for a piece that goes over a clip's end, rows missing
             or left.
     """
-    size = rows_per_piece(len(shape.bone_names))
-    waiting: list[MotionRows] = []
-    clips = iter(info.clips)
-    clip, left, done, held = next(clips), 0, 0, 0
-    left = clip.frames
+    total = sum(clip.frames for clip in info.clips)
+    size = min(total, rows_per_piece(len(shape.bone_names)))
+    piece = _empty(size, shape)
+    ends = itertools.accumulate(clip.frames for clip in info.clips)
+    clips = zip(info.clips, ends, strict=True)
+    clip, end = next(clips)
+    done = held = 0
     for rows in pieces:
         check_rows(where, shape, rows, done)
-        if not left:
-            following = next(clips, None)
-            if following is None:
-                raise ValueError(f"{where}: expected {done} rows, as the clips have, got more")
-            clip, left = following, following.frames
-        if len(rows.frames) > left:
+        if done == total:
+            raise ValueError(f"{where}: expected {total} rows, as the clips have, got more")
+        if done == end:
+            clip, end = next(clips)
+        count = len(rows.frames)
+        if done + count > end:
             raise ValueError(
-                f"{where}: clip {clip.name!r}: expected {left} rows from row {done} to the clip's end, "
-                f"got {len(rows.frames)}"
+                f"{where}: clip {clip.name!r}: expected {end - done} rows from row {done} to the clip's end, "
+                f"got {count}"
             )
-        left, done, held = left - len(rows.frames), done + len(rows.frames), held + len(rows.frames)
-        waiting.append(rows)
-        if held >= size:
-            joined = _join(waiting)
-            whole = held - held % size
-            for first in range(0, whole, size):
-                yield cut_rows(joined, first, first + size)
-            waiting, held = [cut_rows(joined, whole, held)], held % size
-    expected = sum(each.frames for each in info.clips)
-    if done != expected:
+        first = 0
+        while first < count:
+            taken = min(size - held, count - first)
+            _put(piece, held, cut_rows(rows, first, first + taken))
+            first, held = first + taken, held + taken
+            if held == size:
+                yield piece
+                held = 0
+        done += count
+    if done != total:
         raise ValueError(
-            f"{where}: expected {expected} rows, as the clips have, got {done}: clip {clip.name!r} ends early"
+            f"{where}: expected {total} rows, as the clips have, got {done}: clip {clip.name!r} ends early"
         )
     if held:
-        yield _join(waiting)
+        yield cut_rows(piece, 0, held)
 
 
-def _join(pieces: list[MotionRows]) -> MotionRows:
-    def joined(parts: list[Tensor | None]) -> Tensor | None:
-        return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
-
+def _empty(rows: int, shape: Shape) -> MotionRows:
+    poses = (rows, len(shape.bone_names), POSE)
     return MotionRows(
-        torch.cat([piece.frames for piece in pieces]),
-        joined([piece.velocities for piece in pieces]),
-        joined([piece.labels for piece in pieces]),
-        {name: torch.cat([piece.splits[name] for piece in pieces]) for name in pieces[0].splits},
+        torch.empty(poses),
+        torch.empty(poses) if shape.velocities else None,
+        None if shape.labels is None else torch.empty(rows, shape.labels),
+        {name: torch.empty(rows, dtype=torch.bool) for name in shape.splits},
     )
+
+
+def _put(piece: MotionRows, first: int, rows: MotionRows) -> None:
+    """Write rows into a piece, which has the same columns."""
+    columns = [(piece.frames, rows.frames), (piece.velocities, rows.velocities), (piece.labels, rows.labels)]
+    columns += [(flags, rows.splits[name]) for name, flags in piece.splits.items()]
+    for to, values in columns:
+        if to is not None and values is not None:
+            to[first : first + len(values)] = values
 
 
 def _check(
