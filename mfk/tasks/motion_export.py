@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mfk.core.files import write_atomically
-from mfk.core.types import Tree
+from mfk.core.types import Model, Tree
 from mfk.kinematics import wxyz_to_xyzw, xyzw_to_wxyz
 from mfk.tasks.motion import predictor_of
 from mfk.tasks.motion_features import Frames, from_features, keep_lengths
@@ -31,37 +31,28 @@ class NextFrame(nn.Module):
     """
 
     def __init__(self, net: MotionNet, how: Frames, params: Tree, state: Tree) -> None:
-        """See `mfk.tasks.motion` for what the arguments are; their tensors are copied."""
+        """`params` and `state` are those of `mfk.tasks.motion.motion_task`; their tensors are copied."""
         super().__init__()
-        self.net, self.how = net, how
-        self.names = {
-            "params": list(params),
-            "buffers": list(state["buffers"]),
-            "scale": list(state["scale"]),
-        }
-        for group, tensors in (("params", params), *state.items()):
-            for name, x in tensors.items():
-                self.register_buffer(_buffer(group, name), x.detach().clone())
+        self.backbone = net.make()
+        self.backbone.load_state_dict({**params, **state["buffers"]})
+        for name, x in state["scale"].items():
+            self.register_buffer(name, x.detach().clone())
+        self.names, self.how = list(state["scale"]), how
+        # Tracers know a module by its own tensors, not one whose parameters are handed to it.
+        self.net = net._replace(model=Model(net.model.init, lambda _, __, *inputs: self.backbone(*inputs)))
 
     def forward(self, frames: Tensor, *more: Tensor) -> Tensor:
         """See the class."""
-        params, buffers, scale = (
-            {name: self.get_buffer(_buffer(group, name)) for name in names}
-            for group, names in self.names.items()
-        )
+        scale = {name: self.get_buffer(name) for name in self.names}
         label = more[0] if self.net.labels else None
         noise = more[-1][:, None] if self.net.generative else None
         bones = frames.unflatten(-1, (self.how.bones, 7))
         window = torch.cat((bones[..., :3], xyzw_to_wxyz(bones[..., 3:])), -1)
         x, anchor = standardised(self.how, scale, window)
-        predictor = predictor_of(self.net, params, {"buffers": buffers, "scale": scale}, noise)
+        predictor = predictor_of(self.net, {}, {"buffers": {}, "scale": scale}, noise)
         out = predictor(x, label, 0) * scale["std"] + scale["mean"]
         frame = keep_lengths(self.how, from_features(self.how, out[:, None], anchor)[:, 0], window[:, -1])
         return torch.cat((frame[..., :3], wxyz_to_xyzw(frame[..., 3:])), -1).flatten(-2)
-
-
-def _buffer(group: str, name: str) -> str:
-    return f"{group}_{name.replace('.', '_dot_')}"
 
 
 def export_motion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -65,6 +66,7 @@ class MotionNetConfig:
 class MotionNet(NamedTuple):
     """A network with what is needed to call it."""
 
+    make: Callable[[], nn.Module]
     model: Model
     features: int  # F
     labels: int  # C; 0: it is not conditioned
@@ -122,7 +124,7 @@ def motion_net(config: MotionNetConfig, features: int, labels: int, generative: 
     inputs = features * (1 + config.see_velocities)
     condition = labels + 2 * TIME_FEATURES * generative
     make = partial(_build, config, inputs, features, condition, frames)
-    return MotionNet(stateless(make), features, labels, generative, config)
+    return MotionNet(make, stateless(make), features, labels, generative, config)
 
 
 def _build(config: MotionNetConfig, inputs: int, outputs: int, condition: int, frames: int) -> nn.Module:
