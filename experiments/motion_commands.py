@@ -34,6 +34,8 @@ class Import:
     """Share of the clips that is held out, drawn by the seed."""
     held_out: tuple[str, ...] = ()
     """Clips that are held out, by name, in place of a share."""
+    test: tuple[str, ...] = ()
+    """Clips for the report alone, which no training and no validation sees."""
     other_proportions: bool = False
     """Take skeletons of the same bones with other lengths too."""
     seed: int = 0
@@ -121,6 +123,7 @@ def bring_in(given: Import) -> None:
         actions=None if given.actions is None else _actions(given.actions),
         validation_share=given.validation_share,
         held_out=given.held_out or None,
+        test=given.test or None,
         seed=given.seed,
         other_proportions=given.other_proportions,
         progress=progress,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mfk.tasks.motion_animation import animate
 
 from mfk import train
 from mfk.core import config, rng, tree
 from mfk.core.types import Params, Rows, Tree
-from mfk.data import LoaderConfig, WindowConfig, read_windows
+from mfk.data import LoaderConfig, Segments, WindowConfig, read_windows
 from mfk.tasks import motion, motion_data, motion_export, motion_report
+from mfk.tasks.motion_animation import animate
 from mfk.tasks.motion_features import FeatureConfig, world_positions
 from mfk.tasks.motion_measure import Predictor, roll
 from mfk.tasks.motion_net import MotionNet, MotionNetConfig, motion_net
@@ -122,7 +122,8 @@ def report(
     facts = {
         "data": data.source.name,
         "skeleton": f"{len(info.skeleton.bone_names)} bones, {info.fps:g} frames/s",
-        "held-out clips": ", ".join(sorted({info.clips[i].name for i in data.held_out.clip})),
+        "held-out clips": _names(data, data.test),
+        "validation": "the same" if data.test is data.held_out else _names(data, data.held_out),
         "network": f"{settings.net.arch}, {tree.size(found.params):,} parameters",
         "horizon": f"sees {net.config.horizon} frames",
         "training": f"step {found.step}, {settings.train.batch_size} windows each",
@@ -143,6 +144,10 @@ def report(
         )
     print("wrote " + ", ".join(str(file) for file in written))
     return results
+
+
+def _names(data: motion_data.MotionData, segments: Segments) -> str:
+    return ", ".join(sorted({data.source.info.clips[i].name for i in segments.clip}))
 
 
 def draw(
@@ -170,7 +175,15 @@ def draw(
     }
     axis = data.how.up if data.how.up is not None else 1
     name = info.clips[int(windows.clip[0])].name
-    animate(file, shown, info.skeleton.parents, fps=info.fps, up=axis, title=f"{name}, {settings.net.arch}")
+    animate(
+        file,
+        shown,
+        info.skeleton.parents,
+        fps=info.fps,
+        up=axis,
+        title=f"{name}, {settings.net.arch}",
+        bone_names=info.skeleton.bone_names,
+    )
     print(f"wrote {file}")
 
 

@@ -58,7 +58,9 @@ class MotionSource(NamedTuple):
     name: str  # for messages: the file's path
     info: MotionInfo
     edges: tuple[int, ...]  # 0, ..., number of rows: ranges that are cheap to read at once, row groups say
-    read: Callable[[int, int], MotionRows]  # (first row, end), checked: shapes, finite, unit quaternions
+    # (first row, end, lean=False), checked: shapes, finite, unit quaternions; lean: no velocities, no splits
+    read: Callable[..., MotionRows]
+    split: Callable[[str], Tensor]  # (name) -> [rows], bool, of one of `info.splits`
 
 
 def clip_starts(info: MotionInfo) -> list[int]:

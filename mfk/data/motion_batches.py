@@ -71,9 +71,7 @@ def split_segments(source: MotionSource, split: str | None) -> Segments:
             raise ValueError(
                 f"{source.name}: there is no split {split!r}; it has {list(source.info.splits) or 'none'}"
             )
-        inside = np.concatenate(
-            [source.read(a, b).splits[split].numpy() for a, b in itertools.pairwise(source.edges)]
-        )
+        inside = source.split(split).numpy()
         changes = np.flatnonzero(np.diff(inside)) + 1
         borders = np.unique(np.concatenate((edges, changes)))
         first, end = borders[:-1], borders[1:]
@@ -136,7 +134,7 @@ def read_windows(source: MotionSource, windows: Windows, length: int) -> Batch:
         here = (windows.start >= first) & (windows.start < end)
         if here.any():
             chosen = Windows(*(x[here] for x in windows))
-            rows = source.read(first, min(int(chosen.start.max()) + length, source.edges[-1]))
+            rows = source.read(first, min(int(chosen.start.max()) + length, source.edges[-1]), lean=True)
             parts.append(_gather(_Group(rows, chosen.start - first, chosen.end - first), slice(None), length))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -314,7 +312,7 @@ def _load(source: MotionSource, windows: Windows, runs: Sequence[tuple[int, int]
     labels: Tensor | None = None
     starts, ends, at = [], [], 0
     for (first, end), (_, stop) in zip(runs, spans, strict=True):
-        rows = source.read(first, stop)
+        rows = source.read(first, stop, lean=True)
         if frames is None:
             # One allocation for all of them: joining them afterwards would take twice the memory.
             size = sum(b - a for a, b in spans)

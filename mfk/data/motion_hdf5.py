@@ -55,7 +55,10 @@ def open_hdf5(path: Path, given: Given) -> MotionSource:
             f"{path}: frames: expected {POSE * len(shape.bone_names)} numbers, {wanted}, got {width}"
         )
     edges = (*range(0, rows, rows_per_piece(len(shape.bone_names))), rows)
-    return MotionSource(str(path), info, edges, functools.partial(_read, _File(path, rows, shape)))
+    file = _File(path, rows, shape)
+    return MotionSource(
+        str(path), info, edges, functools.partial(_read, file), functools.partial(_split, file)
+    )
 
 
 def write_hdf5(
@@ -112,9 +115,20 @@ def _check_datasets(path: Path, file: h5py.File) -> tuple[str, ...]:
     return names
 
 
-def _read(file: _File, first: int, end: int) -> MotionRows:
+def _split(file: _File, name: str) -> Tensor:
+    def flags() -> Tensor:
+        data: Any
+        with h5py.File(file.path, "r") as data:
+            return torch.from_numpy(data["splits"][name][:])
+
+    return attempt(file.path, flags)
+
+
+def _read(file: _File, first: int, end: int, lean: bool = False) -> MotionRows:
     if not 0 <= first < end <= file.rows:
         raise ValueError(f"{file.path}: expected rows within [0, {file.rows}), got [{first}, {end})")
+    if lean:
+        file = file._replace(shape=file.shape._replace(velocities=False, splits=()))
     rows = attempt(file.path, _rows, file, first, end)
     check_rows(str(file.path), file.shape, rows, first)
     return rows

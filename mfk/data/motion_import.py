@@ -33,6 +33,7 @@ def import_bvh(
     actions: Mapping[str, str] | None = None,
     validation_share: float = 0.15,
     held_out: Sequence[str] | None = None,
+    test: Sequence[str] | None = None,
     other_proportions: bool = False,
     seed: int = 0,
     velocities: bool = True,
@@ -42,7 +43,8 @@ def import_bvh(
     """Write recordings of one skeleton as one file: a clip for each, poses in the world's frame in m.
 
     The columns split_train and split_val say which rows are held out for validation: whole clips, since the
-    frames of one clip are much alike. The labels are the clips' actions, one-hot in alphabetical order.
+    frames of one clip are much alike. With `test` there is split_test, which no validation sees.
+    The labels are the clips' actions, one-hot in alphabetical order.
     Headers are read first, then the clips one by one: memory grows with the longest of them alone.
 
     Args:
@@ -54,6 +56,7 @@ def import_bvh(
         actions: clip -> action, of at least the clips given; None: no labels.
         validation_share: of the clips, rounded to whole clips, which `seed` draws.
         held_out: the clips to hold out instead.
+        test: clips to hold out from training and validation; None: there is no such split.
         other_proportions: whether bones may be of different lengths in different files.
         seed: of the draw.
         velocities: whether to write them too.
@@ -79,7 +82,9 @@ def import_bvh(
         raise ValueError(
             f"{named[missing[0]]}: expected an action for clip {missing[0]!r} in actions, got none"
         )
-    outside = _held_out([*named], validation_share, held_out, seed)
+    tested = _chosen("test", [*named], test or ())
+    rest = [name for name in named if name not in tested]
+    outside = _held_out(rest, validation_share, held_out, seed)
     headers = [read_bvh_header(path) for path in paths]
     skeletons = [Skeleton(header.bone_names, header.parents, "world", up) for header in headers]
     for path, header, skeleton in zip(paths[1:], headers[1:], skeletons[1:], strict=True):
@@ -94,7 +99,7 @@ def import_bvh(
         skeleton=skeletons[0],
         clips=tuple(clips),
         label_names=None if actions is None else tuple(sorted({actions[name] for name in named})),
-        splits=("train", "val"),
+        splits=("train", "val") if test is None else ("train", "val", "test"),
         metadata={},
     )
 
@@ -105,9 +110,10 @@ def import_bvh(
             if info.label_names is not None:
                 labels = torch.zeros(len(frames), len(info.label_names))
                 labels[:, info.label_names.index(str(clip.action))] = 1.0
-            flag = torch.full((len(frames),), clip.name in outside)
+            place = "val" if clip.name in outside else "test" if clip.name in tested else "train"
+            flags = {split: torch.full((len(frames),), split == place) for split in info.splits}
             speeds = frame_velocities(frames, info.fps) if velocities else None
-            yield MotionRows(frames, speeds, labels, {"train": ~flag, "val": flag})
+            yield MotionRows(frames, speeds, labels, flags)
             if progress is not None:
                 progress(i + 1, len(clips), clip.name)
 
@@ -118,12 +124,7 @@ def import_bvh(
 def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed: int) -> set[str]:
     """The clips held out for validation."""
     if chosen is not None:
-        if isinstance(chosen, str) or (unknown := [name for name in chosen if name not in names]):
-            got = chosen if isinstance(chosen, str) else unknown[0]
-            raise ValueError(
-                f"held_out: expected names of clips ({', '.join(names[:4])}, ...), got {describe(got)}"
-            )
-        found = {*chosen}
+        found = _chosen("held_out", names, chosen)
     else:
         if not 0 <= share < 1:
             raise ValueError(f"validation_share: expected a share in [0, 1), got {describe(share)}")
@@ -140,6 +141,15 @@ def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed
             f"held_out: expected a clip that is left for training, got all {len(names)} held out"
         )
     return found
+
+
+def _chosen(argument: str, names: list[str], chosen: Sequence[str]) -> set[str]:
+    if isinstance(chosen, str) or (unknown := [name for name in chosen if name not in names]):
+        got = chosen if isinstance(chosen, str) else unknown[0]
+        raise ValueError(
+            f"{argument}: expected names of clips ({', '.join(names[:4])}, ...), got {describe(got)}"
+        )
+    return {*chosen}
 
 
 def _same_recording(a: BvhHeader, b: BvhHeader, path_a: Path, path_b: Path, other_proportions: bool) -> None:

@@ -41,7 +41,9 @@ def open_json(path: Path, given: Given) -> MotionSource:
     numbers = torch.stack([_bone(path, name, bones[name], rows) for name in info.skeleton.bone_names], 1)
     whole = MotionRows(from_file(numbers.flatten(1)), None, None, {})
     check_rows(str(path), shape_of(info, False), whole, 0)
-    return MotionSource(str(path), info, (0, rows), functools.partial(_read, path, whole))
+    return MotionSource(
+        str(path), info, (0, rows), functools.partial(_read, path, whole), functools.partial(_split, path)
+    )
 
 
 def write_json(
@@ -85,7 +87,11 @@ def _bone(path: Path, name: str, poses: object, rows: int) -> Tensor:
         return torch.from_numpy(np.array(numbers, np.float64).astype(np.float32))
 
 
-def _read(path: Path, whole: MotionRows, first: int, end: int) -> MotionRows:
+def _split(path: Path, name: str) -> Tensor:
+    raise ValueError(f"{path}: there is no split {name!r}; a JSON file has none")
+
+
+def _read(path: Path, whole: MotionRows, first: int, end: int, lean: bool = False) -> MotionRows:
     if not 0 <= first < end <= len(whole.frames):
         raise ValueError(f"{path}: expected rows within [0, {len(whole.frames)}), got [{first}, {end})")
     rows = cut_rows(whole, first, end)

@@ -57,17 +57,17 @@ def motion_source(
     elif not edges or edges[0] != 0 or edges[-1] != total or list(edges) != sorted(set(edges)):
         raise ValueError(f"{name}: edges: expected to rise from 0 to {total}, got {describe(edges)}")
 
-    def read(first: int, end: int) -> MotionRows:
+    def read(first: int, end: int, lean: bool = False) -> MotionRows:
         if not 0 <= first <= end <= total:
             raise ValueError(f"{name}: expected 0 <= first <= end <= {total}, got {first} and {end}")
         return MotionRows(
             rows.frames[first:end],
-            None if rows.velocities is None else rows.velocities[first:end],
+            None if lean or rows.velocities is None else rows.velocities[first:end],
             None if rows.labels is None else rows.labels[first:end],
-            {split: column[first:end] for split, column in rows.splits.items()},
+            {} if lean else {split: column[first:end] for split, column in rows.splits.items()},
         )
 
-    return MotionSource(name, info, edges, read)
+    return MotionSource(name, info, edges, read, rows.splits.__getitem__)
 
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -61,7 +61,8 @@ def open_parquet(path: Path, given: Given) -> MotionSource:
     columns = Columns("velocities" in schema.names, labels, flags)
     info = parse_info(path, said, footer.num_rows, path.stem, columns, given)
     file = _File(path, footer, starts, shape_of(info, columns.velocities))
-    return MotionSource(str(path), info, tuple(sorted({*starts})), functools.partial(_read, file))
+    read, split = functools.partial(_read, file), functools.partial(_split, file)
+    return MotionSource(str(path), info, tuple(sorted({*starts})), read, split)
 
 
 def write_parquet(
@@ -111,10 +112,20 @@ def _check_schema(path: Path, schema: pa.Schema, flags: tuple[str, ...]) -> None
             raise ValueError(f"{path}: column {name}: expected {wanted}, got {kind}")
 
 
-def _read(file: _File, first: int, end: int) -> MotionRows:
+def _split(file: _File, name: str) -> Tensor:
+    where, column = f"{file.path}: {_SPLIT}{name}", _SPLIT + name
+    parts = []
+    for group, start in enumerate(file.starts[:-1]):
+        table = attempt(file.path, _group, file.path, file.footer, group, [column])
+        parts.append(_flags(where, table.column(column).combine_chunks(), first=start))
+    return torch.cat(parts)
+
+
+def _read(file: _File, first: int, end: int, lean: bool = False) -> MotionRows:
     if not 0 <= first < end <= file.starts[-1]:
         raise ValueError(f"{file.path}: expected rows within [0, {file.starts[-1]}), got [{first}, {end})")
-    width, shape = POSE * len(file.shape.bone_names), file.shape
+    shape = file.shape._replace(velocities=False, splits=()) if lean else file.shape
+    width = POSE * len(shape.bone_names)
     names = ["frames"] + ["velocities"] * shape.velocities + ["labels"] * (shape.labels is not None)
     names += [_SPLIT + name for name in shape.splits]
     found: dict[str, list[Tensor]] = {name: [] for name in names}

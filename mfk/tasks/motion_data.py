@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,17 +46,20 @@ class MotionDataConfig:
     """The file's split that is trained on, where it has splits."""
     val_split: str = "val"
     """The file's split that is held out, where it has splits."""
+    test_split: str = "test"
+    """The file's split that the report is on, where it has it; else the report is on `val_split`."""
     validation_share: float = 0.15
     """Share of the clips that is held out whole, drawn by the seed; for files without splits only."""
 
 
 class MotionData(NamedTuple):
-    """Motion to train on, and motion that is held out."""
+    """Motion to train on, and motion that is held out: for validation, and for the report."""
 
     source: MotionSource
     how: Frames
     training: Segments
     held_out: Segments
+    test: Segments  # of the report: the split of its own, or the one held out
     labels: int  # numbers of a label; 0: none
 
 
@@ -74,20 +78,24 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
         source = open_motion(data.data, space=features.space, up=features.up)
     info = source.info
     how = read_as(info.skeleton, features, source.name)
+    test = None
     if info.splits:
         refuse_unused(data, False, "validation_share")
         training = split_segments(source, data.train_split)
         held_out = split_segments(source, data.val_split)
-        if _overlap(training, held_out):
-            raise ValueError(
-                f"{source.name}: the splits {data.train_split!r} and {data.val_split!r} share rows"
-            )
+        splits = {data.train_split: training, data.val_split: held_out}
+        if data.test_split in info.splits:
+            test = split_segments(source, data.test_split)
+            splits[data.test_split] = test
+        for (name, a), (other, b) in itertools.combinations(splits.items(), 2):
+            if _overlap(a, b):
+                raise ValueError(f"{source.name}: the splits {name!r} and {other!r} share rows")
     else:
-        refuse_unused(data, False, "train_split", "val_split")
+        refuse_unused(data, False, "train_split", "val_split", "test_split")
         whole = split_segments(source, None)
         chosen = np.isin(whole.clip, held_out_clips(info, data.validation_share, seed))
         training, held_out = (Segments(*(x[rows] for x in whole)) for rows in (~chosen, chosen))
-    return MotionData(source, how, training, held_out, len(info.label_names or ()))
+    return MotionData(source, how, training, held_out, test or held_out, len(info.label_names or ()))
 
 
 def training_batches(
@@ -173,12 +181,12 @@ def some_windows(data: MotionData, horizon: int, count: int) -> Windows:
 
 
 def held_out_window(data: MotionData, horizon: int, frames: int, clip: str | None) -> Windows:
-    """The window at the beginning of a held-out clip, by name, or of the longest.
+    """The window at the beginning of one of the report's clips, by name, or of the longest.
 
     Raises:
         ValueError: no held-out clip has this name.
     """
-    segments = data.held_out
+    segments = data.test
     chosen = int(np.argmax(segments.end - segments.first))
     if clip is not None:
         names = [data.source.info.clips[i].name for i in segments.clip]

@@ -89,8 +89,8 @@ def roll(
 ) -> Tensor:
     """Continue windows of true frames [B, T, bones, 7] by `steps` frames, [B, steps, bones, 7].
 
-    Each predicted frame is one of unit quaternions and, where `how` says so, of the bones' true lengths, and is
-    seen in turn. `labels` [B, T - 1 + steps, C] are those of the frames that are predicted from.
+    Each predicted frame has unit quaternions and, where `how` says so, the bones' true lengths, and is seen
+    in turn. `labels` [B, T - 1 + steps, C] are those of the frames that are predicted from.
     """
     window, last, found = seen, seen[:, -1], []
     for k in range(steps):

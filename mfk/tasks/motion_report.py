@@ -77,7 +77,7 @@ def compare(
     windows: int | None = None,
     samples: int = 1,
 ) -> list[MotionResult]:
-    """Figures of each predictor on held-out windows that begin `steps` frames apart.
+    """Figures of each predictor on windows of the report's clips that begin `steps` frames apart.
 
     Args:
         data: see `open_data`.
@@ -88,7 +88,7 @@ def compare(
         windows: how many windows, spread evenly; None: all.
         samples: rollouts of each predictor; more than 1 of generative ones only.
     """
-    found = find_windows(data.held_out, horizon, steps)
+    found = find_windows(data.test, horizon, steps)
     found = found if windows is None else spread(found, windows)
     plain: dict[str, Callable[[int], Predictor]] = {
         PERSISTENCE: lambda _: extrapolator("last", scale),
@@ -233,9 +233,11 @@ def write_report(
     lines = ["# Motion: held-out clips", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     lines += markdown(*table(results))
     lines += [
-        "", "mse and mae are those of the next frame's standardised features, deg and cm means over the bones, "
-        "after forward kinematics; a rollout sees its own frames.", "",
-    ]  # fmt: skip
+        "",
+        "mse and mae are those of the next frame's standardised features, deg and cm means over the bones,",
+        "after forward kinematics; a rollout sees its own frames.",
+        "",
+    ]
     if results[0].by_action:
         lines += [*markdown(*action_table(results)), ""]
     lines += ["![drift](drift.png)", ""]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mfk.core.types import Batch, Batches
 from mfk.data import (
@@ -57,9 +57,9 @@ def in_pieces(whole: MotionSource, piece: int) -> tuple[MotionSource, list[tuple
     """The same motion with edges every `piece` rows, and what is read of it."""
     read: list[tuple[int, int]] = []
 
-    def counted(first: int, end: int) -> MotionRows:
+    def counted(first: int, end: int, lean: bool = False) -> MotionRows:
         read.append((first, end))
-        return whole.read(first, end)
+        return whole.read(first, end, lean)
 
     total = whole.edges[-1]
     edges = (*range(0, total, piece), total)
@@ -161,7 +161,7 @@ def test_what_fits_is_read_once() -> None:
 
 def test_a_thread_changes_nothing_and_ends() -> None:
     whole = big()
-    given = dict(horizon=5, ahead=2, batch_size=32, seed=1, config=WindowConfig(buffer_mb=1))
+    given: dict[str, Any] = dict(horizon=5, ahead=2, batch_size=32, seed=1, config=WindowConfig(buffer_mb=1))
     segments = split_segments(whole, None)
     plain = motion_batches(whole, segments, **given)
     threaded = motion_batches(whole, segments, loader=LoaderConfig(num_workers=1), **given)
@@ -172,7 +172,7 @@ def test_a_thread_changes_nothing_and_ends() -> None:
 
 
 def test_a_thread_passes_errors_on() -> None:
-    def fails(first: int, end: int) -> MotionRows:
+    def fails(first: int, end: int, lean: bool = False) -> MotionRows:
         raise ValueError("made: row 3: broken")
 
     broken = source()._replace(read=fails)
@@ -215,18 +215,14 @@ def test_refusals() -> None:
     whole = source()
     with pytest.raises(ValueError, match="no split 'test'; it has"):
         split_segments(whole, "test")
-    nothing = whole._replace(
-        read=lambda a, b: MotionRows(
-            whole.read(a, b).frames, None, None, {"train": torch.zeros(b - a, dtype=torch.bool)}
-        )
-    )
+    nothing = whole._replace(split=lambda name: torch.zeros(TOTAL, dtype=torch.bool))
     with pytest.raises(ValueError, match="the split 'train' is empty"):
         split_segments(nothing, "train")
     segments = split_segments(whole, None)
     with pytest.raises(ValueError, match="need 18 frames, the longest clip has 17"):
         find_windows(segments, 17, 1)
     for name, value in (("ahead", 0), ("batch_size", True), ("horizon", 0)):
-        given = {"horizon": 2, "ahead": 1, "batch_size": 4} | {name: value}
+        given: dict[str, Any] = {"horizon": 2, "ahead": 1, "batch_size": 4} | {name: value}
         with pytest.raises(ValueError, match=name):
             motion_batches(whole, segments, seed=0, **given)
     with pytest.raises(ValueError, match="num_workers: expected 0, or 1"):
@@ -243,14 +239,6 @@ def test_refusals() -> None:
 def test_a_change_of_split_within_a_clip_ends_windows() -> None:
     inside = torch.ones(20, dtype=torch.bool)
     inside[8:12] = False
-    whole = source(1, False, [20])
-    rows = whole.read(0, 20)._replace(splits={"train": inside, "val": ~inside})
-    changed = whole._replace(
-        read=lambda a, b: MotionRows(rows.frames[a:b], None, None, _cut(rows.splits, a, b))
-    )
-    segments = split_segments(changed, "train")
+    whole = source(1, False, [20])._replace(split=lambda name: inside)
+    segments = split_segments(whole, "train")
     assert segments.first.tolist() == [0, 12] and segments.end.tolist() == [8, 20]
-
-
-def _cut(splits: dict[str, Tensor], first: int, end: int) -> dict[str, Tensor]:
-    return {name: x[first:end] for name, x in splits.items()}

@@ -55,7 +55,8 @@ def data(lengths: tuple[int, ...] = (60, 60, 50), labels: int = 0) -> MotionData
     """The same, opened."""
     made = source(lengths, labels)
     how = read_as(made.info.skeleton, FeatureConfig(), made.name)
-    return MotionData(made, how, split_segments(made, "train"), split_segments(made, "val"), labels)
+    held_out = split_segments(made, "val")
+    return MotionData(made, how, split_segments(made, "train"), held_out, held_out, labels)
 
 
 WORLD = Frames(4, PARENTS, "world", 2, True, True)

@@ -87,11 +87,11 @@ def test_a_rollout_by_hand(loss) -> None:
     made = Made(loss=loss, rollout_steps=3, truncate_steps=3, teacher_decay_steps=10)
     batch = made.drawn(step=4)
     assert batch["teacher"].any() and not batch["teacher"].all()
-    x, window, rows = batch["x"], batch["x"][:, :HORIZON], 0
+    x, window, rows = batch["x"], batch["x"][:, :HORIZON], torch.zeros(12)
     error = {"mse": losses.squared_error, "l1": losses.absolute_error, "smooth_l1": losses.smooth_l1_error}[
         loss
     ]
-    shares = 0
+    shares = torch.zeros(12)
     for k in range(3):
         out = predict(made.net, made.params, made.state["buffers"], made.scale, window)
         weight = batch["valid"][:, HORIZON + k] / (1 + 0.05 * k)
@@ -148,7 +148,7 @@ def test_a_sequence_is_predicted_causally() -> None:
 @pytest.mark.parametrize("returns", ["last", "sequence"])
 def test_what_is_masked_does_not_count_whatever_it_is(returns: str) -> None:
     """NaN beyond a clip's end: loss and gradient are those of the valid frames, to the bit."""
-    weights = dict(vel_weight=0.1, quat_norm_weight=0.1, quat_distance_weight=0.1)
+    weights: dict[str, Any] = dict(vel_weight=0.1, quat_norm_weight=0.1, quat_distance_weight=0.1)
     made = Made(
         "transformer", net={"returns": returns}, rollout_steps=3, teacher_decay_steps=10**9, **weights
     )
@@ -181,13 +181,14 @@ def test_gradients_against_finite_differences() -> None:
     direction = tree.map(lambda x: torch.randn(x.shape, generator=G(3), dtype=x.dtype), params)
     slope = sum((g * d).sum() for g, d in zip(tree.leaves(gradient), tree.leaves(direction), strict=True))
     h = 1e-6
-    ahead, behind = (value(tree.map(lambda p, d: p + s * h * d, params, direction)) for s in (1, -1))
+    ahead = value(tree.map(lambda p, d: p + h * d, params, direction))
+    behind = value(tree.map(lambda p, d: p - h * d, params, direction))
     assert float(slope) == pytest.approx(float((ahead - behind) / (2 * h)), rel=1e-5)
 
 
 @pytest.mark.parametrize("arch", list(SMALL))
 @pytest.mark.parametrize("objective", ["regression", "meanflow"])
-def test_compiled_and_split_batches_agree(arch: str, objective: str) -> None:
+def test_split_batches_agree(arch: str, objective: str) -> None:
     more = {} if objective == "meanflow" else dict(rollout_steps=2)
     made = Made(arch, labels=3, net={"dropout": 0.2}, objective=objective, noise=0.1, **more)
     batch = made.batch()
@@ -201,10 +202,18 @@ def test_compiled_and_split_batches_agree(arch: str, objective: str) -> None:
     assert torch.allclose(total, torch.stack(parts).sum(), rtol=1e-5)
     gradient = grad(made.value)(made.params, whole)
     assert all(bool(g.isfinite().all()) for g in tree.leaves(gradient))
-    if arch == "mlp":
-        compiled = mfk.jit(grad(made.value))(made.params, whole)
-        for a, b in zip(tree.leaves(gradient), tree.leaves(compiled), strict=True):
-            assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["regression", "meanflow"])
+def test_compiled_gradients_agree(objective: str) -> None:
+    more = {} if objective == "meanflow" else dict(rollout_steps=2, vel_weight=0.1)
+    made = Made("mlp", labels=3, net={"dropout": 0.2, "hidden": (8,)}, objective=objective, **more)
+    batch = made.drawn()
+    plain = grad(made.value)(made.params, batch)
+    compiled = mfk.jit(grad(made.value))(made.params, batch)
+    for a, b in zip(tree.leaves(plain), tree.leaves(compiled), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_dropout_and_noise_are_of_the_step_and_the_seed() -> None:
@@ -280,14 +289,15 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="frames: expected the shape"):
         batch = made.batch()
         made.task.draw(0, 0, Rows.all(12), made.state, dict(batch, frames=batch["frames"][:, 1:]))
-    for changes, message in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         (dict(vel_weight=-1.0), "vel_weight"),
         (dict(rollout_steps=0), "rollout_steps"),
         (dict(truncate_steps=2), "truncate_steps"),
         (dict(loss="huber"), "loss: expected one of"),
         (dict(objective="meanflow", vel_weight=1.0), "vel_weight"),
         (dict(weight_p=0.5), "weight_p"),
-    ):
+    ]
+    for changes, message in mistakes:
         with pytest.raises(ValueError, match=message):
             motion.motion_task(
                 made.net, WORLD, made.scale, motion.MotionConfig(motion.MotionLossConfig(**changes))
