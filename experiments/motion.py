@@ -49,6 +49,16 @@ PRESETS = {
     "transformer": ("the documents' transformer: two layers, 512 wide", _of("transformer")),
     "mlp": ("the documents' MLP: 512, 1024, 512", _of("mlp")),
     "unet1d": ("the documents' UNet1D: 32 and 64 channels", _of("unet1d")),
+    "rollouts": (
+        "a small MLP trained on its own frames, 16 at a time",
+        MotionRun(
+            net=MotionNetConfig(arch="mlp", hidden=(512, 512)),
+            motion=motion.MotionConfig(
+                motion.MotionLossConfig(rollout_steps=16, truncate_steps=16, noise=0.3)
+            ),
+            train=replace(_TRAIN, batch_size=32, lr=1e-3, warmup_steps=100, steps=1_500),
+        ),
+    ),
     "meanflow": (
         "the MLP as a one-step generative model of the next frame",
         replace(_of("mlp"), motion=motion.MotionConfig(motion.MotionLossConfig("meanflow"))),
