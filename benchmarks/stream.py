@@ -1,11 +1,11 @@
-"""Memory of training on a motion file that is larger than a gigabyte, beside the same training on a small one.
+"""Memory of training on a motion file of more than a gigabyte, beside the same training on a small one.
 
 Claims: ten million frames train in less than 1 GB over what the model takes, which is what the process that
 trains on ten thousand frames takes; streaming costs little time a step.
 
-Each case is a process of its own: it opens the file, measures its scale, and trains the same small network for the
-same number of steps. The peak is that of the whole process, counted by the operating system. The file holds
-smooth random motion in clips of 1,000 frames, written by `mfk.data.write_motion`.
+Each case is a process of its own: it opens the file, measures its scale, and trains the same small network
+for the same number of steps. The peak is that of the whole process, counted by the operating system. The
+file holds smooth random motion in clips of 1,000 frames, written by `mfk.data.write_motion`.
 
     python benchmarks/stream.py [--frames N] [--steps N] [--folder DIR] [--out FILE]
 """

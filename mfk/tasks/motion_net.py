@@ -128,6 +128,16 @@ def motion_net(config: MotionNetConfig, features: int, labels: int, generative: 
 
 
 def _build(config: MotionNetConfig, inputs: int, outputs: int, condition: int, frames: int) -> nn.Module:
+    net = _backbone(config, inputs, outputs, condition, frames)
+    # Untrained, it is its base; a random head would be far worse, and be unlearnt first.
+    nn.init.zeros_(net.leave.weight)
+    nn.init.zeros_(net.leave.bias)
+    return net
+
+
+def _backbone(
+    config: MotionNetConfig, inputs: int, outputs: int, condition: int, frames: int
+) -> MotionTransformer | MotionMLP | UNet1D:
     if config.arch == "transformer":
         return MotionTransformer(
             inputs,
