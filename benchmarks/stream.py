@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import facts, write
+from timing import Check, facts, report, write
 
 from mfk.data import Clip, MotionInfo, MotionRows, Skeleton, write_motion
 
@@ -90,9 +90,10 @@ def main() -> None:
             results["cases"].append(case | json.loads(done.stdout.splitlines()[-1]))
             print(results["cases"][-1])
     small, large = results["cases"]
-    results["over_mb"] = large["peak_mb"] - small["peak_mb"]
-    print(f"{large['frames']:,} frames take {results['over_mb']:.0f} MB more than {small['frames']:,}")
-    write(options.out, results)
+    what = f"{large['frames']:,} frames: peak over that of {small['frames']:,}, MB"
+    checks = [Check(what, large["peak_mb"] - small["peak_mb"], 1_000.0)]
+    report(checks)
+    write(options.out, results | {"claims": [check.record() for check in checks]})
 
 
 def make(path: Path, frames: int) -> None:

@@ -322,6 +322,67 @@ def ik_track(results: Results) -> list[str]:
     ]
 
 
+def motion_models(results: Results) -> list[str]:
+    """A table of errors for each skeleton, one by action, and the commands."""
+    lines = [machine(results["versions"]), ""]
+    plain = ("persistence", "constant velocity", "linear prediction")
+    for group, clips in results["held_out"].items():
+        runs = [r for r in results["runs"] if r["group"] == group]
+        found = [(r["name"], r, "") for r in runs[0]["results"] if r["name"] in plain]
+        found += [(run["model"], run["results"][-1], f"{run['seconds']:.0f}") for run in runs]
+        better = min(r["mse"] for name, r, _ in found if name in plain[:2])
+        rows = [
+            [
+                name, f"{r['mse']:.5f}", f"{r['mse'] / better:.3f}", f"{r['position_cm']:.3f}",
+                f"{r['rollout_cm']:.2f}", f"{r['drift_cm'][-1]:.2f}", f"{r['rollout_deg']:.2f}",
+                f"{r['sliding']:.3f}", f"{r['microseconds']:.0f}", seconds,
+                *("" if r[x] is None else f"{r[x]:.2f}" for x in ("diversity_cm", "best_cm")),
+            ]
+            for name, r, seconds in found
+        ]  # fmt: skip
+        heads = [
+            "predictor", "mse", "of the better baseline's", "bones cm", "rollout cm", "last frame cm",
+            "rollout deg", "feet m/s", "us a frame", "s in all", "samples apart cm", "nearest of 8, cm",
+        ]  # fmt: skip
+        lines += [f"{group}, held out: {', '.join(clips)}.", "", *table(heads, rows, left=1), ""]
+        actions = {name: r["by_action"] for name, r, _ in found}
+        rows = [
+            [
+                action,
+                str(windows),
+                *(f"{of[action][0]:.5f}, {of[action][1]:.2f}" for of in actions.values()),
+            ]
+            for action, (_, _, windows) in actions[plain[0]].items()
+        ]
+        lines += [*table(["action", "windows", *actions], rows, left=1), ""]
+    words = [f"- {name}: `motion.py {text}`" for name, text in results["words"].items()]
+    return [*lines, *words, "", *claims(results["claims"])]
+
+
+def stream(results: Results) -> list[str]:
+    """Memory and time of both files."""
+    rows = [
+        [
+            f"{c['frames']:,}",
+            f"{c['file_mb']:,.0f}",
+            f"{c['written_s']:.1f}",
+            f"{c['opened_s']:.1f}",
+            f"{c['peak_mb']:.0f}",
+            f"{1e3 * c['trained_s'] / c['steps']:.1f}",
+        ]
+        for c in results["cases"]
+    ]
+    heads = ["frames", "file MB", "written, s", "opened and measured, s", "peak MB", "ms a step, all in all"]
+    size = f"{results['bones']} bones, {results['numbers']} numbers a frame"
+    return [
+        f"{machine(results['versions'])} {size}, {results['cases'][0]['steps']:,} steps.",
+        "",
+        *table(heads, rows, left=0),
+        "",
+        *claims(results["claims"]),
+    ]
+
+
 PEERS = ("roboticstoolbox-python", "pytorch-kinematics", "pin")
 
 TABLES: dict[str, Callable[[Results], list[str]]] = {
@@ -340,6 +401,8 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         ik_network,
         ik_ablation,
         ik_track,
+        motion_models,
+        stream,
     )
 }
 

@@ -1,6 +1,20 @@
 """Floor 3: training problems, each of which binds networks, losses and data into a Task."""
 
-from mfk.tasks import ik, ik_compare, ik_export, ik_files, ik_pretrained, ik_report, ik_solve
+from mfk.tasks import (
+    ik,
+    ik_compare,
+    ik_export,
+    ik_files,
+    ik_pretrained,
+    ik_report,
+    ik_solve,
+    motion,
+    motion_data,
+    motion_export,
+    motion_measure,
+    motion_net,
+    motion_report,
+)
 from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
 from mfk.tasks.motion_animation import animate
 
@@ -15,5 +29,11 @@ __all__ = [
     "ik_report",
     "ik_solve",
     "load_ik",
+    "motion",
+    "motion_data",
+    "motion_export",
+    "motion_measure",
+    "motion_net",
+    "motion_report",
     "save_ik",
 ]
