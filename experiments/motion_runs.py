@@ -69,9 +69,13 @@ def make_ready(settings: MotionRun) -> Ready:
     for name in ("rollout", "validation_windows"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(settings, name)}")
+    if settings.train.members != 1:
+        raise ValueError(f"members: motion models are trained one by one, got {settings.train.members}")
+    if settings.export_ts is not None:
+        motion_export.check_path(settings.export_ts)
     data = motion_data.open_data(settings.data, settings.features, settings.train.seed)
     net = network_of(settings, data)
-    return Ready(data, net, motion_data.measure_scale(data, net.config.horizon))
+    return Ready(data, net, motion_data.measure_scale(data, net.config.horizon, net.config.base))
 
 
 def network_of(settings: MotionRun, data: motion_data.MotionData) -> MotionNet:

@@ -16,7 +16,7 @@ from mfk.core.types import Aux, Batch, Field, Metrics, Params, Rows, Task, Tree
 from mfk.losses import TimeConfig, adaptive_weight, draw_times, flow_matching, meanflow_terms, sample
 from mfk.tasks.motion_features import Frames
 from mfk.tasks.motion_measure import Predictor, next_steps, rollouts, standardised
-from mfk.tasks.motion_net import MotionNet, flow_end, flow_field, flow_frame, predict
+from mfk.tasks.motion_net import MotionNet, flow_end, flow_field, flow_frame, flow_start, predict
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
             uniform = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
             drawn["key"] = (uniform * 2**31).long()
         if generative:
-            drawn["z0"] = rng.normal(rng.key(seed, step, "flow noise"), rows, (net.features,))
+            noise = rng.normal(rng.key(seed, step, "flow noise"), rows, (net.features,))
+            drawn["z0"] = flow_start(known, noise.to(x.device))
             drawn["r"], drawn["t"] = draw_times(config.times, seed, step, rows)
         elif ahead > 1:
             decay = config.loss.teacher_decay_steps
@@ -197,7 +198,8 @@ def predictor_of(net: MotionNet, params: Tree, state: Tree, noise: Tensor | None
             return out if out.ndim == 2 else out[:, -1]
         assert noise is not None
         z0 = noise[:, k] if len(noise) == len(x) else noise.flatten(0, 1)
-        return flow_frame(net, scale, x, sample(flow_field(net, params, buffers, scale, x, label), z0))
+        field = flow_field(net, params, buffers, scale, x, label)
+        return flow_frame(net, scale, x, sample(field, flow_start(scale, z0)))
 
     return predictor
 

@@ -28,7 +28,7 @@ from mfk.data.motion import MotionSource
 from mfk.data.motion_batches import Segments, Windows
 from mfk.kinematics import panda, ur10
 from mfk.tasks.motion_features import FeatureConfig, Frames, read_as
-from mfk.tasks.motion_scale import fit_scale
+from mfk.tasks.motion_scale import Base, fit_scale
 
 _SCALE_WINDOWS = 8_192
 _VALIDATION_ROWS = 32  # windows of one batch: each holds many frames to predict
@@ -120,10 +120,10 @@ def training_batches(
     )
 
 
-def measure_scale(data: MotionData, horizon: int) -> Params:
+def measure_scale(data: MotionData, horizon: int, base: Base = "linear") -> Params:
     """`fit_scale` of at most 8,192 training windows, spread evenly."""
     windows = spread(find_windows(data.training, horizon, 1), _SCALE_WINDOWS)
-    return fit_scale(data.how, read_windows(data.source, windows, horizon + 1)["frames"], horizon)
+    return fit_scale(data.how, read_windows(data.source, windows, horizon + 1)["frames"], horizon, base)
 
 
 def validation_batches(

@@ -55,6 +55,22 @@ class NextFrame(nn.Module):
         return torch.cat((frame[..., :3], wxyz_to_xyzw(frame[..., 3:])), -1).flatten(-2)
 
 
+def check_path(path: Path) -> None:
+    """Refuse a path that `export_motion` could not write to, before anything is trained for it.
+
+    Raises:
+        ValueError: another suffix than .ts or .pt, or a folder of this name.
+        FileNotFoundError: there is no such folder.
+        PermissionError: the folder cannot be written to.
+    """
+    if path.suffix not in (".ts", ".pt") or path.is_dir():
+        raise ValueError(f"export_ts: expected a file's name that ends in .ts or .pt, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"export_ts: {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"export_ts: {path}: the folder {path.parent} cannot be written to")
+
+
 def export_motion(
     net: MotionNet, how: Frames, params: Tree, state: Tree, frames: Tensor, label: Tensor | None, path: Path
 ) -> dict[str, float]:
@@ -76,8 +92,7 @@ def export_motion(
         ValueError: another suffix, or a program that does not agree to 1e-5; nothing is then left at `path`.
         OSError: the folder cannot be written.
     """
-    if path.suffix not in (".ts", ".pt"):
-        raise ValueError(f"export_ts: expected a file's name that ends in .ts or .pt, got {path}")
+    check_path(path)
     module = NextFrame(net, how, params, state).eval()
     flat = torch.cat((frames[..., :3], wxyz_to_xyzw(frames[..., 3:])), -1).flatten(-2)
     example = [flat]

@@ -14,7 +14,7 @@ from mfk.core import stateless
 from mfk.core.config import refuse_unused
 from mfk.core.types import Field, Model, Params
 from mfk.nn import MotionMLP, MotionTransformer, UNet1D, time_features
-from mfk.tasks.motion_scale import Base, extrapolate, residual_scale
+from mfk.tasks.motion_scale import Base, extrapolate
 
 TIME_FEATURES = 16  # of each of the two times of a flow
 
@@ -200,7 +200,7 @@ def predict(
     base = extrapolate(net.config.base, scale, x)
     if out.ndim == 2:
         base = base[:, -1]
-    return base + residual_scale(net.config.base, scale) * out
+    return base + scale["residual_std"] * out
 
 
 def flow_field(
@@ -230,16 +230,24 @@ def flow_field(
     return field
 
 
+def flow_start(scale: Params, noise: Tensor) -> Tensor:
+    """Where a flow begins, [..., F]: the Gaussian of what the base leaves, from standard normal `noise`.
+
+    So that a network need not learn how the bones' errors hang together, only what changes that.
+    """
+    return noise @ scale["residual_root"]
+
+
 def flow_frame(net: MotionNet, scale: Params, x: Tensor, end: Tensor) -> Tensor:
     """The frame [B, F] that the flow's end [B, F] stands for, after x [B, T, F]."""
     base = extrapolate(net.config.base, scale, x)[:, -1]
-    return base + residual_scale(net.config.base, scale) * end
+    return base + scale["residual_std"] * end
 
 
 def flow_end(net: MotionNet, scale: Params, x: Tensor, frame: Tensor) -> Tensor:
     """The inverse of `flow_frame`."""
     base = extrapolate(net.config.base, scale, x)[:, -1]
-    return (frame - base) / residual_scale(net.config.base, scale)
+    return (frame - base) / scale["residual_std"]
 
 
 def _seen(net: MotionNet, scale: Params, x: Tensor) -> Tensor:

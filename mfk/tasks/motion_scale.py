@@ -17,20 +17,23 @@ _STILL = 1e-4  # of a standard deviation: what moves less from frame to frame is
 _RIDGE = 1e-3
 
 
-def fit_scale(how: Frames, frames: Tensor, horizon: int) -> Params:
+def fit_scale(how: Frames, frames: Tensor, horizon: int, base: Base = "linear") -> Params:
     """Mean, deviation and linear prediction of the features of training windows.
 
     Args:
         how: see `read_as`.
         frames: [rows, horizon + 1, bones, 7], the windows and one frame more.
         horizon: frames that a model sees.
+        base: what the model corrects, see `extrapolate`.
 
     Returns:
         "reference" [bones, 4], the rotation whose sign the quaternions take: the principal axis of their
         second moments; "mean" and "std" [F] of the features (a feature that does not move has std 1);
         "velocity_std" [F], of the difference of two frames in units of std; "lags" [horizon - 2, F], the
         weights that predict the next acceleration of each feature from its last ones by least squares, the
-        newest last; "residual_std" [4, F], of what the bases none, last, velocity and linear leave.
+        newest last; "residual_std" [F], of what the
+        base leaves, the unit of a network's output; "residual_root" [F, F], the symmetric root of the second
+        moments of it in these units: of the Gaussian that a flow begins at.
 
     Raises:
         ValueError: too few windows to measure anything.
@@ -59,11 +62,10 @@ def fit_scale(how: Frames, frames: Tensor, horizon: int) -> Params:
         "velocity_std": torch.where(velocity_std < _STILL, torch.ones_like(velocity_std), velocity_std),
         "lags": lags,
     }
-    left = []
-    for base in ("none", "last", "velocity", "linear"):
-        residual = (x[:, -1] - extrapolate(base, scale, x[:, :-1])[:, -1]).square().mean(0).sqrt()
-        left.append(torch.where(residual < _STILL, torch.ones_like(residual), residual))
-    return scale | {"residual_std": torch.stack(left)}
+    left = x[:, -1] - extrapolate(base, scale, x[:, :-1])[:, -1]
+    deviation = left.square().mean(0).sqrt()
+    deviation = torch.where(deviation < _STILL, torch.ones_like(deviation), deviation)
+    return scale | {"residual_std": deviation, "residual_root": _root(left / deviation)}
 
 
 def extrapolate(base: Base, scale: Params, x: Tensor) -> Tensor:
@@ -90,9 +92,11 @@ def extrapolate(base: Base, scale: Params, x: Tensor) -> Tensor:
     return total
 
 
-def residual_scale(base: Base, scale: Params) -> Tensor:
-    """The deviation of what `base` leaves, [F]: the unit of a network's output."""
-    return scale["residual_std"][("none", "last", "velocity", "linear").index(base)]
+def _root(x: Tensor) -> Tensor:
+    """The symmetric root of the second moments of rows x [n, F], [F, F]."""
+    wide = x.double()
+    values, vectors = torch.linalg.eigh(wide.T @ wide / len(x))
+    return ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).to(x.dtype)
 
 
 def _lags(acceleration: Tensor) -> Tensor:

@@ -136,6 +136,9 @@ def test_scale_standardises_and_its_lags_are_least_squares() -> None:
     for step in (-0.05, 0.05):
         other = dict(scale, lags=scale["lags"] + step)
         assert (y[:, -1] - extrapolate("linear", other, seen)[:, -1]).square().mean() > best
+    # What is left, in its units, has the second moments that the root is of.
+    left = (y[:, -1] - by_hand) / scale["residual_std"]
+    assert torch.allclose(scale["residual_root"] @ scale["residual_root"], left.T @ left / 400, atol=1e-9)
     assert best < (y[:, -1] - extrapolate("velocity", scale, seen)[:, -1]).square().mean()
 
 
