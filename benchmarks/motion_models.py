@@ -42,18 +42,14 @@ GROUPS = {
         ("cmu_11_01", "cmu_60_03", "cmu_94_08", "cmu_135_05"),
     ),
 }
-ROLLOUT = (
-    "--rollout-steps", "16", "--truncate-steps", "16", "--noise", "0.3", "--batch-size", "32", "--lr", "1e-3",
-    "--warmup-steps", "100",
-)  # fmt: skip
-SHORT = ("--lr", "1e-3", "--warmup-steps", "100")
+SHORT = ("--lr", "1e-3", "--warmup-steps", "100", "--steps", "1500")
 # Name -> words after motion.py.
 MODELS = {
-    "transformer": ("transformer", "--width", "256", "--feedforward", "512", *SHORT, "--steps", "1500"),
-    "mlp": ("mlp", *SHORT, "--steps", "2000"),
-    "unet1d": ("unet1d", *SHORT, "--steps", "2000"),
-    "mlp on its own frames": ("mlp", "--hidden", "512", "512", *ROLLOUT, "--steps", "1200"),
-    "mlp, MeanFlow": ("meanflow", *SHORT, "--steps", "2000"),
+    "transformer": ("transformer", "--width", "256", "--feedforward", "512", *SHORT),
+    "mlp": ("mlp", *SHORT),
+    "unet1d": ("unet1d", *SHORT),
+    "transformer on its own frames": ("rollouts",),
+    "mlp, MeanFlow": ("meanflow", *SHORT),
 }
 
 

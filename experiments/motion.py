@@ -50,13 +50,22 @@ PRESETS = {
     "mlp": ("the documents' MLP: 512, 1024, 512", _of("mlp")),
     "unet1d": ("the documents' UNet1D: 32 and 64 channels", _of("unet1d")),
     "rollouts": (
-        "a small MLP trained on its own frames, 16 at a time",
+        "a transformer of half the width, trained on its own frames, 14 at a time, and picked by its rollouts",
         MotionRun(
-            net=MotionNetConfig(arch="mlp", hidden=(512, 512)),
+            net=MotionNetConfig(width=256, feedforward=512, dropout=0.2),
             motion=motion.MotionConfig(
-                motion.MotionLossConfig(rollout_steps=16, truncate_steps=16, noise=0.3)
+                motion.MotionLossConfig(rollout_steps=14, truncate_steps=14, noise=0.4)
             ),
-            train=replace(_TRAIN, batch_size=32, lr=1e-3, warmup_steps=100, steps=1_500),
+            train=replace(
+                _TRAIN,
+                batch_size=32,
+                lr=6e-4,
+                warmup_steps=100,
+                steps=400,
+                ema_decay=0.99,
+                validate_every=25,
+                best_metric="rollout_cm",
+            ),
         ),
     ),
     "meanflow": (
