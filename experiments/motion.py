@@ -50,7 +50,7 @@ PRESETS = {
     "mlp": ("the documents' MLP: 512, 1024, 512", _of("mlp")),
     "unet1d": ("the documents' UNet1D: 32 and 64 channels", _of("unet1d")),
     "rollouts": (
-        "a transformer of half the width, trained on its own frames, 14 at a time, and picked by its rollouts",
+        "a transformer half as wide, trained on its own frames, 14 at a time, picked by its rollouts",
         MotionRun(
             net=MotionNetConfig(width=256, feedforward=512, dropout=0.2),
             motion=motion.MotionConfig(
