@@ -20,7 +20,7 @@ from motion_runs import MotionRun, draw, export, make_ready, report
 
 from mfk import train
 from mfk.core import cli
-from mfk.tasks import motion, motion_data
+from mfk.tasks import motion, motion_data, motion_export
 from mfk.tasks.motion_net import MotionNetConfig
 from mfk.train import TrainConfig
 
@@ -29,13 +29,12 @@ _TRAIN = TrainConfig(
     ema_decay=0.998, validate_every=250, checkpoint_every=500, jit=False,
 )  # fmt: skip
 _SMALL = MotionRun(
-    net=MotionNetConfig(width=128, feedforward=256),
     train=replace(_TRAIN, steps=1_000, lr=1e-3, warmup_steps=100),
 )
 
 
-def _of(arch: str) -> MotionRun:
-    return MotionRun(net=MotionNetConfig(arch=arch), train=_TRAIN)  # pyright: ignore[reportArgumentType]
+def _of(net: MotionNetConfig) -> MotionRun:
+    return MotionRun(net=net, train=_TRAIN)
 
 
 PRESETS = {
@@ -46,9 +45,12 @@ PRESETS = {
             _SMALL, train=replace(_SMALL.train, steps=100, warmup_steps=20, validate_every=50, ema_decay=0.95)
         ),
     ),
-    "transformer": ("the documents' transformer: two layers, 512 wide", _of("transformer")),
-    "mlp": ("the documents' MLP: 512, 1024, 512", _of("mlp")),
-    "unet1d": ("the documents' UNet1D: 32 and 64 channels", _of("unet1d")),
+    "transformer": (
+        "the documents' transformer: two layers, 512 wide",
+        _of(MotionNetConfig(width=512, feedforward=2_048)),
+    ),
+    "mlp": ("the documents' MLP: 512, 1024, 512", _of(MotionNetConfig("mlp"))),
+    "unet1d": ("the documents' UNet1D: 32 and 64 channels", _of(MotionNetConfig("unet1d"))),
     "rollouts": (
         "a transformer half as wide, trained on its own frames, 14 at a time, picked by its rollouts",
         MotionRun(
@@ -70,7 +72,7 @@ PRESETS = {
     ),
     "meanflow": (
         "the MLP as a one-step generative model of the next frame",
-        replace(_of("mlp"), motion=motion.MotionConfig(motion.MotionLossConfig("meanflow"))),
+        replace(_of(MotionNetConfig("mlp")), motion=motion.MotionConfig(motion.MotionLossConfig("meanflow"))),
     ),
 }
 
@@ -97,6 +99,8 @@ def main() -> None:
 def run(settings: MotionRun) -> None:
     """Train as configured, then report on held-out clips, animate, export."""
     started = time.perf_counter()
+    if settings.export_ts is not None:
+        motion_export.check_path(settings.export_ts)
     ready = make_ready(settings)
     record = motion_data.data_record(settings.data)
     if settings.run.resume is not None:
@@ -129,7 +133,9 @@ def run(settings: MotionRun) -> None:
         train.add_image(
             result.run, "report/drift", result.state.step, (result.run / "drift.png").read_bytes()
         )
-        if settings.animation and ready.data.source.info.skeleton.parents is not None:
+        if settings.animation and ready.data.source.info.skeleton.parents is None:
+            print("# note: no animation: the file does not say the bones' parents")
+        elif settings.animation:
             draw(settings, ready, result.run, result.run / "animation.gif", None, 3 * settings.rollout)
         if settings.export_ts is not None:
             export(settings, ready, result.run, settings.export_ts)

@@ -12,6 +12,7 @@ from motion_runs import draw, export, make_ready, report, settings_of
 
 from mfk import train
 from mfk.data import import_bvh
+from mfk.tasks import motion_data, motion_export
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Import:
     bvh: Path
     """Folder of .bvh files of one skeleton; its own files only."""
     output: Path
-    """File to write: NAME.parquet, NAME.h5 or NAME.json."""
+    """File to write: NAME.parquet or NAME.h5."""
     pattern: str = "*.bvh"
     """Which of the folder's files."""
     metres_per_unit: float = 0.01
@@ -30,12 +31,14 @@ class Import:
     """The axis that points up."""
     actions: Path | None = None
     """CSV file with the columns clip and action; its actions become labels, one number for each."""
-    validation_share: float = 0.15
-    """Share of the clips that is held out, drawn by the seed."""
+    validation_share: float | None = None
+    """Share of the clips that is held out, drawn by the seed; None: 0.15, where none are named."""
     held_out: tuple[str, ...] = ()
     """Clips that are held out, by name, in place of a share."""
     test: tuple[str, ...] = ()
     """Clips for the report alone, which no training and no validation sees."""
+    overwrite: bool = False
+    """Replace a file that exists."""
     other_proportions: bool = False
     """Take skeletons of the same bones with other lengths too."""
     seed: int = 0
@@ -92,10 +95,13 @@ def command(given: Import | Evaluate | Animate | Export) -> None:
         bring_in(given)
         return
     settings = settings_of(given.checkpoint)
+    if isinstance(given, Export):
+        motion_export.check_path(given.export_ts)
+    train.check_same_data(train.run_of(given.checkpoint), motion_data.data_record(settings.data))
+    if isinstance(given, Evaluate) and given.windows is not None:
+        settings = replace(settings, report_windows=given.windows)
     ready = make_ready(settings)
     if isinstance(given, Evaluate):
-        if given.windows is not None:
-            settings = replace(settings, report_windows=given.windows)
         out = given.out or train.run_of(given.checkpoint) / "evaluation"
         report(settings, ready, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
     elif isinstance(given, Animate):
@@ -106,6 +112,8 @@ def command(given: Import | Evaluate | Animate | Export) -> None:
 
 def bring_in(given: Import) -> None:
     """Import BVH files, with progress."""
+    if given.held_out and given.validation_share is not None:
+        raise ValueError("validation_share: --held-out names the clips; leave one of the two out")
     if not given.bvh.is_dir():
         raise NotADirectoryError(f"--bvh: expected a folder of BVH files, got {given.bvh}")
     files = sorted(given.bvh.glob(given.pattern))
@@ -121,11 +129,12 @@ def bring_in(given: Import) -> None:
         metres_per_unit=given.metres_per_unit,
         up=given.up,
         actions=None if given.actions is None else _actions(given.actions),
-        validation_share=given.validation_share,
+        validation_share=0.15 if given.validation_share is None else given.validation_share,
         held_out=given.held_out or None,
         test=given.test or None,
         seed=given.seed,
         other_proportions=given.other_proportions,
+        overwrite=given.overwrite,
         progress=progress,
     )
     frames, bones = sum(clip.frames for clip in info.clips), len(info.skeleton.bone_names)
@@ -136,8 +145,23 @@ def bring_in(given: Import) -> None:
 
 
 def _actions(file: Path) -> dict[str, str]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    where = f"--actions: {file}"
+    if not file.is_file():
+        raise FileNotFoundError(f"{where}: there is no such file")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{where}: expected a CSV file in UTF-8: {error}") from None
     if not rows or not {"clip", "action"} <= rows[0].keys():
-        raise ValueError(f"--actions: {file}: expected a CSV file with the columns clip and action")
-    return {row["clip"]: row["action"] for row in rows}
+        raise ValueError(f"{where}: expected a CSV file with the columns clip and action")
+    actions: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        clip, action = row["clip"], row["action"]
+        if not clip or not action:
+            raise ValueError(
+                f"{where}: row {number}: expected a clip and its action, got {clip!r}, {action!r}"
+            )
+        if actions.setdefault(clip, action) != action:
+            raise ValueError(f"{where}: row {number}: clip {clip!r} is {actions[clip]!r} and {action!r}")
+    return actions

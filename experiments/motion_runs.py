@@ -66,13 +66,12 @@ class Trained(NamedTuple):
 
 def make_ready(settings: MotionRun) -> Ready:
     """Open the data, build the network, measure what the task needs to know of the training windows."""
-    for name in ("rollout", "validation_windows"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(settings, name)}")
+    for name in ("rollout", "validation_windows", "report_windows"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     if settings.train.members != 1:
         raise ValueError(f"members: motion models are trained one by one, got {settings.train.members}")
-    if settings.export_ts is not None:
-        motion_export.check_path(settings.export_ts)
     data = motion_data.open_data(settings.data, settings.features, settings.train.seed)
     net = network_of(settings, data)
     return Ready(data, net, motion_data.measure_scale(data, net.config.horizon, net.config.base))
@@ -99,8 +98,10 @@ def sampler(ready: Ready, found: Trained, steps: int, sample: int) -> Predictor:
     if not net.generative:
         return motion.predictor_of(net, found.params, found.state)
 
-    def predictor(x: torch.Tensor, label: torch.Tensor | None, k: int) -> torch.Tensor:
-        noise = rng.normal(rng.key(sample, k, "rollout noise"), Rows.all(len(x)), (net.features,))
+    def predictor(x: torch.Tensor, label: torch.Tensor | None, k: int | None) -> torch.Tensor:
+        noise = rng.normal(
+            rng.key(sample, "next" if k is None else k, "rollout noise"), Rows.all(len(x)), (net.features,)
+        )
         return motion.predictor_of(net, found.params, found.state, noise[:, None])(x, label, 0)
 
     return predictor
@@ -164,18 +165,20 @@ def draw(
         raise ValueError(
             f"{data.source.name}: the file does not say the bones' parents, nothing can be drawn"
         )
+    if frames < 1:
+        raise ValueError(f"frames: expected at least 1, got {frames}")
     seen = ready.net.config.horizon
-    windows = motion_data.held_out_window(data, seen, frames, clip)
+    windows = motion_data.held_out_window(data, seen, clip)
+    frames = min(frames, int(windows.end[0] - windows.start[0]) - seen)
     batch = read_windows(data.source, windows, seen + frames)
     predictor = sampler(ready, found, frames, 0)
     with torch.no_grad():
         made = roll(
             data.how, found.state["scale"], predictor, batch["frames"][:, :seen], batch.get("labels"), frames
         )
-    count = int(batch["valid"][0].sum()) - seen
     shown = {
-        "truth": world_positions(data.how, batch["frames"][0, seen : seen + count]),
-        "rollout": world_positions(data.how, made[0, :count]),
+        "truth": world_positions(data.how, batch["frames"][0, seen:]),
+        "rollout": world_positions(data.how, made[0]),
     }
     axis = data.how.up if data.how.up is not None else 1
     name = info.clips[int(windows.clip[0])].name

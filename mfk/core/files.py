@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import zlib
 from collections.abc import Iterator
@@ -25,12 +26,13 @@ def replaced_whole(path: Path) -> Iterator[Path]:
     """For ``with``: a path in the same folder to write to; what was written there then replaces `path`.
 
     After an error, `path` is as it was and the other is gone. A killed writer leaves the other, whose name
-    starts with a dot and ends in .part.
+    starts with a dot and ends in .part; the next one that writes to `path` removes it.
 
     Raises:
         OSError: as `write_atomically`.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_left(path)
     try:
         yield part
         with part.open("rb") as file:
@@ -43,6 +45,24 @@ def replaced_whole(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what writers of `path` left that no longer live."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        number = left.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if number.isdecimal() and not _lives(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def fingerprint(path: Path) -> str:

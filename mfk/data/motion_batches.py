@@ -129,14 +129,19 @@ def find_windows(segments: Segments, horizon: int, stride: int) -> Windows:
 
 def read_windows(source: MotionSource, windows: Windows, length: int) -> Batch:
     """The frames of a few windows: see `motion_batches`; the file is read once from end to end."""
+    if not len(windows.start):
+        raise ValueError("windows: expected at least one, got none")
     parts: list[Batch] = []
+    order: list[np.ndarray] = []
     for first, end in itertools.pairwise(source.edges):
         here = (windows.start >= first) & (windows.start < end)
         if here.any():
             chosen = Windows(*(x[here] for x in windows))
             rows = source.read(first, min(int(chosen.start.max()) + length, source.edges[-1]), lean=True)
             parts.append(_gather(_Group(rows, chosen.start - first, chosen.end - first), slice(None), length))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            order.append(np.flatnonzero(here))
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def motion_batches(

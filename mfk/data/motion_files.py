@@ -78,7 +78,7 @@ def write_motion(
     pieces = iter(clips)
     first = next(pieces, None)
     if first is None:
-        raise ValueError(f"{path}: expected at least one clip, got none")
+        raise ValueError(f"{path}: clips: expected the rows of at least one, got none")
     said = describe_info(info, first.velocities is not None)
     shape = shape_of(info, first.velocities is not None)
     with replaced_whole(path) as part:

@@ -116,6 +116,9 @@ def _check_datasets(path: Path, file: h5py.File) -> tuple[str, ...]:
 
 
 def _split(file: _File, name: str) -> Tensor:
+    if name not in file.shape.splits:
+        raise ValueError(f"{file.path}: there is no split {name!r}; it has {list(file.shape.splits)}")
+
     def flags() -> Tensor:
         data: Any
         with h5py.File(file.path, "r") as data:

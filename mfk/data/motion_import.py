@@ -71,6 +71,10 @@ def import_bvh(
         ValueError: as these, or files of unequal names, bones, proportions or frame rates, clips without an
             action, an unknown clip to hold out, or a share that leaves no clip on one side; names the files.
     """
+    if isinstance(files, str | os.PathLike):
+        raise TypeError(f"files: expected several paths, got {describe(files)}")
+    if Path(output).suffix.lower() == ".json":
+        raise ValueError(f"output: expected .parquet or .h5, since JSON holds no splits, got {output}")
     paths = [Path(file) for file in files]
     if not paths:
         raise ValueError("files: expected at least one, got none")
@@ -83,6 +87,8 @@ def import_bvh(
             f"{named[missing[0]]}: expected an action for clip {missing[0]!r} in actions, got none"
         )
     tested = _chosen("test", [*named], test or ())
+    if both := sorted(tested & {*(held_out or ())}):
+        raise ValueError(f"held_out: clip {both[0]!r} is in test too")
     rest = [name for name in named if name not in tested]
     outside = _held_out(rest, validation_share, held_out, seed)
     headers = [read_bvh_header(path) for path in paths]
@@ -123,6 +129,8 @@ def import_bvh(
 
 def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed: int) -> set[str]:
     """The clips held out for validation."""
+    if not names:
+        raise ValueError("test: expected a clip that is left for training, got all of them")
     if chosen is not None:
         found = _chosen("held_out", names, chosen)
     else:
@@ -136,7 +144,7 @@ def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed
             )
         order = rng.uniform(rng.key(seed, "held out"), Rows.all(len(names)), dtype=torch.float64)
         found = {names[i] for i in order.argsort()[:count].tolist()}
-    if len(found) == len(names):
+    if len(found) >= len(names):
         raise ValueError(
             f"held_out: expected a clip that is left for training, got all {len(names)} held out"
         )

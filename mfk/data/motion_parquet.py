@@ -114,6 +114,8 @@ def _check_schema(path: Path, schema: pa.Schema, flags: tuple[str, ...]) -> None
 
 def _split(file: _File, name: str) -> Tensor:
     where, column = f"{file.path}: {_SPLIT}{name}", _SPLIT + name
+    if name not in file.shape.splits:
+        raise ValueError(f"{file.path}: there is no split {name!r}; it has {list(file.shape.splits)}")
     parts = []
     for group, start in enumerate(file.starts[:-1]):
         table = attempt(file.path, _group, file.path, file.footer, group, [column])

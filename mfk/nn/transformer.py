@@ -25,6 +25,9 @@ class MotionTransformer(nn.Module):
     or stands before the frames as a token of its own ("prepend"), which has no position, is seen by every
     frame, and whose output is dropped. Without one (None) nothing is added, no token stands there.
 
+    Where it is causal, frames change no earlier output by one bit; a frame that is not finite does, since
+    attention multiplies it by 0.
+
     Args:
         inputs: width of a frame.
         outputs: width of what comes out.

@@ -187,17 +187,17 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
 def predictor_of(net: MotionNet, params: Tree, state: Tree, noise: Tensor | None = None) -> Predictor:
     """A trained network as a predictor; of a generative one `noise` [B, R, F] is what its flow begins at.
 
-    Next steps, all predicted at once, take all of the noise; step k of a rollout takes noise[:, k].
+    Frames that are predicted at once take all of the noise; step k of a rollout takes noise[:, k].
     """
     buffers, scale = state["buffers"], state["scale"]
 
-    def predictor(x: Tensor, label: Tensor | None, k: int) -> Tensor:
+    def predictor(x: Tensor, label: Tensor | None, k: int | None) -> Tensor:
         label = label if net.labels else None
         if not net.generative:
             out = predict(net, params, buffers, scale, x, label)
             return out if out.ndim == 2 else out[:, -1]
         assert noise is not None
-        z0 = noise[:, k] if len(noise) == len(x) else noise.flatten(0, 1)
+        z0 = noise.flatten(0, 1) if k is None else noise[:, k]
         field = flow_field(net, params, buffers, scale, x, label)
         return flow_frame(net, scale, x, sample(field, flow_start(scale, z0)))
 

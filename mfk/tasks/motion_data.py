@@ -75,6 +75,8 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
         source = robot_motion(panda() if data.robot == "panda" else ur10())
         refuse_unused(features, False, "space", "up")
     else:
+        if not data.data.is_file():
+            raise FileNotFoundError(f"data: {data.data}: there is no such file")
         source = open_motion(data.data, space=features.space, up=features.up)
     info = source.info
     how = read_as(info.skeleton, features, source.name)
@@ -141,8 +143,7 @@ def validation_batches(
     """
     if steps < 1 or (windows is not None and windows < 1):
         raise ValueError(f"rollout: expected at least 1 step and 1 window, got {steps} and {windows}")
-    found = find_windows(data.held_out, horizon, steps)
-    found = found if windows is None else spread(found, windows)
+    found = rollout_windows(data.held_out, horizon, steps, windows)
     batches = []
     total = len(found.start)
     for first in range(0, total, _VALIDATION_ROWS):
@@ -153,6 +154,31 @@ def validation_batches(
             batch["noise"] = rng.normal(rng.key(seed, "validation noise"), rows, (steps, noise))
         batches.append(batch)
     return batches
+
+
+def rollout_windows(segments: Segments, horizon: int, steps: int, windows: int | None) -> Windows:
+    """Windows for rollouts, which begin `steps` frames apart; at most `windows` of them, spread evenly.
+
+    Those that a segment ends early count as far as they go.
+
+    Raises:
+        ValueError: none goes to the rollout's end.
+    """
+    found = find_windows(segments, horizon, steps)
+    longest = int((segments.end - segments.first).max())
+    if longest < horizon + steps:
+        raise ValueError(
+            f"rollout: {horizon} frames that are seen and {steps} that are predicted are more than the "
+            f"longest held-out clip has, {longest}; expected a rollout of at most {longest - horizon} frames"
+        )
+    if windows is None or len(found.start) <= windows:
+        return found
+    # The spread may leave out the few that are long enough.
+    whole = found.end - found.start >= horizon + steps
+    first = Windows(*(x[whole][:1] for x in found))
+    rest = spread(Windows(*(x[found.start != first.start[0]] for x in found)), windows - 1)
+    order = np.argsort(np.concatenate((first.start, rest.start)))
+    return Windows(*(np.concatenate((a, b))[order] for a, b in zip(first, rest, strict=True)))
 
 
 def spread(windows: Windows, count: int) -> Windows:
@@ -180,7 +206,7 @@ def some_windows(data: MotionData, horizon: int, count: int) -> Windows:
     return spread(find_windows(data.held_out, horizon, 1), count)
 
 
-def held_out_window(data: MotionData, horizon: int, frames: int, clip: str | None) -> Windows:
+def held_out_window(data: MotionData, horizon: int, clip: str | None) -> Windows:
     """The window at the beginning of one of the report's clips, by name, or of the longest.
 
     Raises:
@@ -194,5 +220,5 @@ def held_out_window(data: MotionData, horizon: int, frames: int, clip: str | Non
             raise ValueError(f"clip: expected one that is held out, {', '.join(names)}, got {clip!r}")
         chosen = names.index(clip)
     one = Segments(*(x[chosen : chosen + 1] for x in segments))
-    windows = find_windows(one, horizon, frames)
+    windows = find_windows(one, horizon, 1)
     return Windows(*(x[:1] for x in windows))

@@ -139,11 +139,10 @@ def _script(module: nn.Module, example: tuple[Tensor, ...], file: Path):
 def _program(module: nn.Module, example: tuple[Tensor, ...], file: Path):
     rows = torch.export.Dim("rows", min=1, max=2**20)
     shapes = [{0: rows} for _ in example]
+    dynamic = {"frames": shapes[0]} | ({"more": tuple(shapes[1:])} if shapes[1:] else {})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        program = torch.export.export(
-            module, example, dynamic_shapes={"frames": shapes[0], "more": tuple(shapes[1:])}
-        )
+        program = torch.export.export(module, example, dynamic_shapes=dynamic)
         torch.export.save(program, str(file))
         return torch.export.load(str(file)).module()

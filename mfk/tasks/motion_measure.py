@@ -22,8 +22,10 @@ from mfk.tasks.motion_features import (
 )
 from mfk.tasks.motion_scale import Base, extrapolate
 
-Predictor: TypeAlias = Callable[[Tensor, Tensor | None, int], Tensor]
-"""(standardised features [B, T, F], label [B, C] or None, number of the step) -> the next [B, F]."""
+Predictor: TypeAlias = Callable[[Tensor, Tensor | None, int | None], Tensor]
+"""(standardised features [B, T, F], label [B, C] or None, which step of a rollout) -> the next [B, F].
+
+Without a step, all frames of windows are predicted at once: B is windows times frames."""
 
 
 class NextStep(NamedTuple):
@@ -66,7 +68,7 @@ def next_steps(
     windows = frames.unfold(1, horizon + 1, 1).movedim(-1, 2).flatten(0, 1)
     x, anchor = standardised(how, scale, windows)
     label = None if labels is None else labels[:, horizon - 1 : -1].flatten(0, 1)
-    predicted = predictor(x[:, :-1], label, 0)
+    predicted = predictor(x[:, :-1], label, None)
     error = predicted - x[:, -1]
     found = keep_lengths(
         how, from_features(how, _plain(scale, predicted[:, None]), anchor)[:, 0], windows[:, -2]

@@ -39,13 +39,13 @@ class MotionNetConfig:
     """Whether the network sees each frame's velocity beside its features."""
     dropout: float = 0.1
     """Share of activations dropped in training."""
-    width: int = 512
+    width: int = 128
     """transformer: width of the residual stream."""
     layers: int = 2
     """transformer: encoder layers."""
     heads: int = 4
     """transformer, unet1d: attention heads."""
-    feedforward: int = 2_048
+    feedforward: int = 256
     """transformer: width inside a layer."""
     causal: bool = True
     """transformer: a frame sees those before it only."""
@@ -58,7 +58,7 @@ class MotionNetConfig:
     hidden: tuple[int, ...] = (512, 1_024, 512)
     """mlp: widths of the hidden layers."""
     flatten_sequence: bool = True
-    """mlp: sees all frames side by side; off: the mean of what it makes of each."""
+    """mlp: sees all frames side by side; off: sees their mean."""
     channels: tuple[int, ...] = (32, 64)
     """unet1d: channels of each level."""
 

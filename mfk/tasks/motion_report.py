@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from mfk.core.files import write_atomically
 from mfk.core.types import Params
-from mfk.data import find_windows, read_windows
+from mfk.data import read_windows
 from mfk.data.motion_batches import Windows
-from mfk.tasks.motion_data import MotionData, spread
+from mfk.tasks.motion_data import MotionData, rollout_windows
 from mfk.tasks.motion_features import world_positions
 from mfk.tasks.motion_measure import (
     NextStep,
@@ -88,8 +89,7 @@ def compare(
         windows: how many windows, spread evenly; None: all.
         samples: rollouts of each predictor; more than 1 of generative ones only.
     """
-    found = find_windows(data.test, horizon, steps)
-    found = found if windows is None else spread(found, windows)
+    found = rollout_windows(data.test, horizon, steps, windows)
     plain: dict[str, Callable[[int], Predictor]] = {
         PERSISTENCE: lambda _: extrapolator("last", scale),
         VELOCITY: lambda _: extrapolator("velocity", scale),
@@ -235,17 +235,27 @@ def write_report(
     lines += [
         "",
         "mse and mae are those of the next frame's standardised features, deg and cm means over the bones,",
-        "after forward kinematics; a rollout sees its own frames.",
+        "after forward kinematics; a rollout sees its own frames. Windows that a clip ends early count as far as",
+        "they go.",
         "",
     ]
     if results[0].by_action:
         lines += [*markdown(*action_table(results)), ""]
     lines += ["![drift](drift.png)", ""]
     written = [folder / "report.json", folder / "report.md", folder / "drift.png"]
-    write_atomically(written[0], json.dumps(report, indent=2) + "\n")
+    write_atomically(written[0], json.dumps(_strict(report), indent=2, allow_nan=False) + "\n")
     write_atomically(written[1], "\n".join(lines))
     write_atomically(written[2], drift_figure(results, fps))
     return written
+
+
+def _strict(value: Any) -> Any:
+    """`value` with null for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _strict(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drift_figure(results: Sequence[MotionResult], fps: float) -> bytes:

@@ -21,6 +21,7 @@ from mfk.data import (
     Segments,
     Skeleton,
     WindowConfig,
+    Windows,
     autoregressive_windows,
     find_windows,
     held_out_clips,
@@ -202,6 +203,11 @@ def test_read_windows_reads_what_it_is_asked_for() -> None:
     windows = find_windows(split_segments(pieces, None), 3, 2)
     batch = read_windows(pieces, windows, 5)
     assert windows_in(batch) == expected(3, 2, 2, range(5))
+    # In the order that they are asked for, whichever rows are read first.
+    turned = Windows(*(x[::-1].copy() for x in windows))
+    assert torch.equal(read_windows(pieces, turned, 5)["frames"], batch["frames"].flip(0))
+    with pytest.raises(ValueError, match="windows: expected at least one"):
+        read_windows(pieces, Windows(*(x[:0] for x in windows)), 5)
 
 
 def test_held_out_clips_are_whole_and_drawn_by_the_seed() -> None:

@@ -47,7 +47,7 @@ INFINITE[3, 1, 6] = math.inf
 @pytest.mark.parametrize(
     ("pieces", "error", "message"),
     [
-        ([], ValueError, "expected at least one clip, got none"),
+        ([], ValueError, "clips: expected the rows of at least one, got none"),
         (PIECES[:2], ValueError, "expected 10 rows, as the clips have, got 6: clip 'still' ends early"),
         ([*PIECES, PIECES[1]], ValueError, "expected 10 rows, as the clips have, got more"),
         (

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import motion as script
 import motion_runs
 import pytest
 import torch
-from motions import source
+from motions import data, source
 
-from mfk.core import config
-from mfk.data import open_motion, write_motion
+from mfk.core import config, tree
+from mfk.data import open_motion, read_windows, write_motion
+from mfk.tasks import motion, motion_data, motion_export
+from mfk.tasks.motion_net import MotionNetConfig
 
 SCRIPT = Path(script.__file__)
 TINY = [
@@ -73,12 +75,12 @@ def test_from_a_file_to_a_report_an_animation_and_exports(
         first = torch.jit.load("encoder.ts")(frames, label)
     program = torch.export.load("encoder.pt2").module()(frames, label)
     assert first.shape == (5, 28) and torch.allclose(first, program, atol=1e-5)
-    # Evaluated again to the same figures.
+    # Evaluated again to the same figures; a clip's end ends the animation, however many frames are asked for.
     assert run(monkeypatch, "evaluate", "--checkpoint", str(out)) == 0
     again = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
     for a, b in zip(report["results"], again["results"], strict=True):
         assert {**a, "microseconds": 0} == {**b, "microseconds": 0}
-    assert run(monkeypatch, "animate", "--checkpoint", str(out), "--out", "a.gif", "--frames", "5") == 0
+    assert run(monkeypatch, "animate", "--checkpoint", str(out), "--out", "a.gif", "--frames", "99999") == 0
     assert Path("a.gif").stat().st_size > 0
     assert run(monkeypatch, "animate", "--checkpoint", str(out), "--out", "a.gif", "--clip", "no") == 2
     assert "clip: expected one that is held out, clip2" in capsys.readouterr().err
@@ -106,14 +108,24 @@ def test_a_generative_model_on_the_embedded_robot(
     assert report["results"][-1]["diversity_cm"] > 0 and report["facts"]["data"].endswith("ur10")
 
 
-def test_a_run_resumes_to_the_same_parameters(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_ends_with_the_same_parameters(labelled: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*TINY, "--data", str(labelled), "--no-animation"]
+    words = [*TINY, "--data", str(labelled), "--no-animation", "--rollout-steps", "2", "--noise", "0.1"]
     assert run(monkeypatch, *words, "--out", "whole") == 0
-    assert run(monkeypatch, *words, "--out", "parts", "--steps", "4") == 0
-    assert run(monkeypatch, "--resume", "parts", "--steps", "8") in (0, 2)
+    given = dict(os.environ, PYTHONUNBUFFERED="1")
+    command = [sys.executable, str(SCRIPT), *words, "--out", "parts", "--log-every", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 4/8  val"):
+                process.kill()
+    assert run(monkeypatch, "--resume", "parts") == 0
+    whole, parts = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))
+        for name in ("whole", "parts")
+    )
+    for a, b in zip(whole["results"], parts["results"], strict=True):
+        assert {**a, "microseconds": 0} == {**b, "microseconds": 0}
     changed = labelled.with_name("other.parquet")
     changed.write_bytes(labelled.read_bytes())
     assert run(monkeypatch, "--resume", "whole", "--data", str(changed)) == 2
@@ -129,6 +141,11 @@ def test_a_run_resumes_to_the_same_parameters(
         (["--val-split", "test"], "there is no split 'test'"),
         (["--features", "raw", "--space", "local"], "space"),
         (["--rollout", "0"], "rollout: expected at least 1"),
+        (["--rollout", "400"], "longest held-out clip has, 60; expected a rollout of at most 52 frames"),
+        (["--report-windows", "0"], "report_windows: expected at least 1"),
+        (["--members", "2"], "members: motion models are trained one by one"),
+        (["--export-ts", "a.onnx"], "export_ts: expected a file's name that ends in .ts or .pt"),
+        (["--export-ts", "no/a.ts"], "there is no folder no"),
         (["--robot", "ur10"], "robot"),
     ],
 )
@@ -158,18 +175,72 @@ def test_bad_frames_are_told_with_their_row(labelled: Path, tmp_path: Path, monk
         assert "bad.parquet" in told and message in told and made.info.skeleton.bone_names[bone] in told
 
 
-def test_the_configurations_are_the_presets() -> None:
-    folder = SCRIPT.parent / "configs"
-    for name in ("transformer", "mlp", "unet1d"):
-        loaded = config.load_yaml(
-            motion_runs.MotionRun, folder / f"model_{name}.yaml", base=script.PRESETS[name][1]
-        )
-        assert loaded == script.PRESETS[name][1]
-        alone = config.load_yaml(
-            motion_runs.MotionRun, folder / f"model_{name}.yaml", base=script.PRESETS["default"][1]
-        )
-        train = replace(alone.train, ema_decay=loaded.train.ema_decay)
-        assert replace(alone, train=train) == replace(loaded, train=train) or alone.train.jit is False
+@pytest.mark.parametrize("name", ["transformer", "mlp", "unet1d"])
+def test_the_configurations_are_the_presets(name: str) -> None:
+    """As their headers say: in place of the default preset."""
+    file = SCRIPT.parent / "configs" / f"model_{name}.yaml"
+    loaded = config.load_yaml(motion_runs.MotionRun, file, base=script.PRESETS["default"][1])
+    assert loaded == script.PRESETS[name][1]
+
+
+@pytest.mark.parametrize(("labels", "objective"), [(0, "regression"), (2, "meanflow")])
+def test_exports_of_every_kind_take_any_number_of_windows(
+    labels: int, objective: str, tmp_path: Path
+) -> None:
+    made = data(labels=labels)
+    settings = motion_runs.MotionRun(
+        net=MotionNetConfig("mlp", horizon=4, hidden=(8,)),
+        motion=motion.MotionConfig(motion.MotionLossConfig(objective)),  # pyright: ignore[reportArgumentType]
+    )
+    net = motion_runs.network_of(settings, made)
+    task = motion.motion_task(net, made.how, motion_data.measure_scale(made, 4), settings.motion)
+    params, state = task.init(0)
+    params = tree.map(lambda x: x + 0.1, params)
+    windows = read_windows(made.source, motion_data.some_windows(made, 4, 5), 4)
+    label = windows["labels"][:, -1] if labels else None
+    done = motion_export.export_motion(
+        net, made.how, params, state, windows["frames"], label, tmp_path / "a.ts"
+    )
+    assert sorted(done) == [str(tmp_path / "a.pt2"), str(tmp_path / "a.ts")]
+    program = torch.export.load(str(tmp_path / "a.pt2")).module()
+    frames = windows["frames"]
+    flat = torch.cat((frames[..., :3], frames[..., [4, 5, 6, 3]]), -1).flatten(-2)
+    more = ([label] if label is not None else []) + ([torch.zeros(5, 28)] if objective == "meanflow" else [])
+    for rows in (1, 2, 5):
+        assert program(flat[:rows], *(x[:rows] for x in more)).shape == (rows, 28)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_evaluate_refuses_other_data(labelled: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *TINY, "--data", str(labelled), "--out", "run", "--no-animation") == 0
+    labelled.write_bytes(labelled.read_bytes() + b"x")
+    capsys.readouterr()
+    for word in ("evaluate", "animate", "export"):
+        more = {"animate": ["--out", "a.gif"], "export": ["--export-ts", "a.ts"]}.get(word, [])
+        assert run(monkeypatch, word, "--checkpoint", "run", *more) == 2
+        assert "--data: changed since the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"clip,action\na,walk\na,run\n", "row 3: clip 'a' is 'walk' and 'run'"),
+        (b"clip,action\na,\n", "row 2: expected a clip and its action"),
+        (b"clip,action\na\n", "row 2: expected a clip and its action"),
+        (b"clip,kind\na,b\n", "columns clip and action"),
+        (b"clip,action\n\xff,b\n", "in UTF-8"),
+    ],
+)
+def test_mistakes_in_the_actions_are_told(
+    text: bytes, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "a.csv").write_bytes(text)
+    (tmp_path / "a.bvh").write_text("")
+    words = ["import", "--bvh", str(tmp_path), "--output", str(tmp_path / "o.parquet")]
+    assert run(monkeypatch, *words, "--actions", str(tmp_path / "a.csv")) == 2
+    told = capsys.readouterr().err
+    assert "a.csv" in told and message in told
 
 
 def test_the_help_names_every_command() -> None:

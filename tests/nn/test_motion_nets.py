@@ -216,13 +216,3 @@ def test_traced_meanflow_gradient_is_the_eager_one(name: str) -> None:
 def flat(x: Any) -> list[Tensor]:
     """As a compiled function flattens."""
     return optree.tree_leaves(x, namespace="mfk.jit")
-
-
-@pytest.mark.slow
-def test_compiled_meanflow_gradient_is_the_eager_one() -> None:
-    """Of the network with most kinds of operators; one level, since each further block takes seconds."""
-    net = unet(outputs=5, condition=4, widths=(4,), attention=(), dropout=0.2)
-    gradient, args = meanflow_gradient(net)
-    compiled = mfk.jit(gradient)
-    torch.testing.assert_close(compiled(*args), gradient(*args), rtol=1e-5, atol=1e-5)
-    assert compiled.traces == 1

@@ -205,10 +205,8 @@ def test_split_batches_agree(arch: str, objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["regression", "meanflow"])
-def test_compiled_gradients_agree(objective: str) -> None:
-    more = {} if objective == "meanflow" else dict(rollout_steps=2, vel_weight=0.1)
-    made = Made("mlp", labels=3, net={"dropout": 0.2, "hidden": (8,)}, objective=objective, **more)
+def test_compiled_gradients_agree() -> None:
+    made = Made("mlp", labels=3, net={"dropout": 0.2, "hidden": (8,)}, objective="meanflow")
     batch = made.drawn()
     plain = grad(made.value)(made.params, batch)
     compiled = mfk.jit(grad(made.value))(made.params, batch)
