@@ -66,7 +66,7 @@ def animate(
     """
     path = Path(path)
     points = _checked(path, sequences, parents, fps, up, marks, bone_names)
-    sides = ["" for _ in parents] if bone_names is None else [_side(name) for name in bone_names]
+    sides = ["" for _ in parents] if bone_names is None else [_side(name, bone_names) for name in bone_names]
     frames = next(iter(points.values())).shape[0]
     stride = math.ceil(fps / _BROWSERS) if path.suffix == ".gif" else 1
     drawn = range(0, frames, stride)
@@ -208,8 +208,11 @@ def _grid(anchor: np.ndarray, reach: float) -> np.ndarray:
     return _projected(np.array(found))
 
 
-def _side(name: str) -> str:
+def _side(name: str, names: Sequence[str]) -> str:
+    """Which side a name says; an initial l or r does where the other side's name is there too: lfoot, rfoot."""
     left, right = bool(_LEFT.search(name)), bool(_RIGHT.search(name))
+    if left == right and name[:1] in ("l", "r"):
+        left, right = name[0] == "l" and f"r{name[1:]}" in names, name[0] == "r" and f"l{name[1:]}" in names
     return "" if left == right else "left" if left else "right"
 
 

@@ -235,8 +235,8 @@ def write_report(
     lines += [
         "",
         "mse and mae are those of the next frame's standardised features, deg and cm means over the bones,",
-        "after forward kinematics; a rollout sees its own frames. Windows that a clip ends early count as far as",
-        "they go.",
+        "after forward kinematics; a rollout sees its own frames. Windows that a clip ends early count as",
+        "far as they go.",
         "",
     ]
     if results[0].by_action:

@@ -116,12 +116,14 @@ def test_sides_have_colours_and_marks_are_in_the_title(tmp_path: Path) -> None:
         "left": {"bone_names": ("Hips", "LeftLeg", "Spine")},
         "short": {"bone_names": ("Hips", "l_leg", "LowerBack")},
         "right": {"bone_names": ("Hips", "Spine", "RHipJoint")},
+        "pair": {"bone_names": ("root", "lleg", "rleg")},
+        "no pair": {"bone_names": ("root", "lleg", "ribs")},
         "marks": {"marks": {2: "made"}},
     }.items():
         wanted: dict[str, Any] = dict(options)
         animate(tmp_path / f"{name}.gif", {"one": walk(4)}, PARENTS, fps=30, up=2, **wanted)
     found = {file.stem: pictures(file) for file in tmp_path.iterdir()}
-    for channel, expected in ((2, {"left", "short"}), (0, {"right"})):
+    for channel, expected in ((2, {"left", "short", "pair"}), (0, {"right", "pair"})):
         counts = {k: (p[0][..., channel] - p[0][..., 2 - channel] > 60).sum() for k, p in found.items()}
         assert {name for name, count in counts.items() if count > 50} == expected
     titles = [(a[:30] != b[:30]).any() for a, b in zip(found["plain"], found["marks"], strict=True)]
