@@ -8,22 +8,21 @@ from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
-from mfk.data.motion_batches import (
-    Segments,
-    WindowConfig,
-    Windows,
-    find_windows,
-    held_out_clips,
-    motion_batches,
-    read_windows,
-    split_segments,
-)
+from mfk.data.motion_batches import WindowConfig, motion_batches
 from mfk.data.motion_files import open_motion, write_motion
 from mfk.data.motion_import import import_bvh
 from mfk.data.motion_info import same_skeleton
 from mfk.data.motion_memory import motion_source
 from mfk.data.motion_robots import joint_motion, robot_motion
 from mfk.data.motion_rows import frame_velocities
+from mfk.data.motion_windows import (
+    Segments,
+    Windows,
+    find_windows,
+    held_out_clips,
+    read_windows,
+    split_segments,
+)
 from mfk.data.tensors import read_tensors
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 

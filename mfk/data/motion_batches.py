@@ -11,7 +11,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 from mfk.core import rng
 from mfk.core.types import Batch, Batches, describe
 from mfk.data.loader import LoaderConfig, pinned
-from mfk.data.motion import MotionInfo, MotionRows, MotionSource, clip_starts
+from mfk.data.motion import MotionRows, MotionSource
+from mfk.data.motion_windows import Group, Segments, Windows, find_windows, gather_windows
 
 
 @dataclass(frozen=True)
@@ -31,117 +31,6 @@ class WindowConfig:
     """Frames from the start of a window to the start of the next."""
     buffer_mb: int = 256
     """Megabytes of frames in memory, that rows are shuffled within; a file that is smaller is read once."""
-
-
-class Segments(NamedTuple):
-    """Runs of rows that windows stay within."""
-
-    first: np.ndarray  # [n], int64: first row
-    end: np.ndarray  # [n], int64: the row after the last
-    clip: np.ndarray  # [n], int64: which of the file's clips it belongs to
-
-
-class Windows(NamedTuple):
-    """Windows by where they start, in rising order."""
-
-    start: np.ndarray  # [n], int64: row of the first frame
-    end: np.ndarray  # [n], int64: the row after the last one of the segment
-    clip: np.ndarray  # [n], int64
-
-
-class _Group(NamedTuple):
-    """Rows in memory, and the windows that start in them."""
-
-    rows: MotionRows
-    start: np.ndarray  # [n], positions in `rows`
-    end: np.ndarray
-
-
-def split_segments(source: MotionSource, split: str | None) -> Segments:
-    """The runs of rows of a split, or of all rows for None; each lies within one clip.
-
-    Raises:
-        ValueError: the file has no such split, or no row is in it.
-    """
-    edges = np.asarray(clip_starts(source.info), np.int64)
-    if split is None:
-        found = Segments(edges[:-1], edges[1:], np.arange(len(edges) - 1))
-    else:
-        if split not in source.info.splits:
-            raise ValueError(
-                f"{source.name}: there is no split {split!r}; it has {list(source.info.splits) or 'none'}"
-            )
-        inside = source.split(split).numpy()
-        changes = np.flatnonzero(np.diff(inside)) + 1
-        borders = np.unique(np.concatenate((edges, changes)))
-        first, end = borders[:-1], borders[1:]
-        chosen = inside[np.minimum(first, len(inside) - 1)] & (end > first)
-        first, end = first[chosen], end[chosen]
-        found = Segments(first, end, np.searchsorted(edges, first, side="right") - 1)
-    kept = found.end > found.first
-    found = Segments(*(x[kept] for x in found))
-    if len(found.first) == 0:
-        raise ValueError(f"{source.name}: the split {split!r} is empty")
-    return found
-
-
-def held_out_clips(info: MotionInfo, share: float, seed: int) -> list[int]:
-    """Numbers of the clips that are held out whole, round(share * clips) of them and at least one.
-
-    Raises:
-        ValueError: fewer than two clips, or none would be left.
-    """
-    count = len(info.clips)
-    if not isinstance(share, float) or not 0 < share < 1:
-        raise ValueError(f"validation_share: expected a share between 0 and 1, got {describe(share)}")
-    wanted = max(1, round(share * count))
-    if wanted >= count:
-        raise ValueError(
-            f"validation_share: expected at least two clips, to hold one out whole, got {count}; "
-            "give the file a split"
-        )
-    generator = np.random.Generator(np.random.Philox(key=rng.key(seed, "held out clips")))
-    return sorted(int(i) for i in generator.permutation(count)[:wanted])
-
-
-def find_windows(segments: Segments, horizon: int, stride: int) -> Windows:
-    """Every `stride`-th window of `horizon` frames that has at least one frame after it, in every segment.
-
-    Raises:
-        ValueError: no segment is that long; a number below 1.
-    """
-    for name, value in (("horizon", horizon), ("stride", stride)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an int >= 1, got {describe(value)}")
-    # The last start leaves one frame to be predicted.
-    counts = np.maximum(0, (segments.end - segments.first - horizon - 1) // stride + 1)
-    which = np.repeat(np.arange(len(counts)), counts)
-    if len(which) == 0:
-        longest = int((segments.end - segments.first).max())
-        raise ValueError(
-            f"horizon: windows of {horizon} frames and one to predict need {horizon + 1} frames, "
-            f"the longest clip has {longest}"
-        )
-    number = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = segments.first[which] + number * stride
-    return Windows(start, segments.end[which], segments.clip[which])
-
-
-def read_windows(source: MotionSource, windows: Windows, length: int) -> Batch:
-    """The frames of a few windows: see `motion_batches`; the file is read once from end to end."""
-    if not len(windows.start):
-        raise ValueError("windows: expected at least one, got none")
-    parts: list[Batch] = []
-    order: list[np.ndarray] = []
-    for first, end in itertools.pairwise(source.edges):
-        here = (windows.start >= first) & (windows.start < end)
-        if here.any():
-            chosen = Windows(*(x[here] for x in windows))
-            rows = source.read(first, min(int(chosen.start.max()) + length, source.edges[-1]), lean=True)
-            parts.append(_gather(_Group(rows, chosen.start - first, chosen.end - first), slice(None), length))
-            order.append(np.flatnonzero(here))
-    back = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def motion_batches(
@@ -194,7 +83,7 @@ def motion_batches(
     runs = _runs(source, windows, config.buffer_mb * 2**20)
     per_epoch = -(-len(windows.start) // batch_size)
     budget = max(1, config.buffer_mb * 2**20 // _row_bytes(source))
-    kept: list[_Group] = []
+    kept: list[Group] = []
 
     def groups(epoch: int) -> list[list[int]]:
         """Runs of one epoch in the order that they come in, those together that are in memory together."""
@@ -212,7 +101,7 @@ def motion_batches(
             found[-1].append(run)
         return found
 
-    def load(members: Sequence[int]) -> _Group:
+    def load(members: Sequence[int]) -> Group:
         if kept:
             return kept[0]
         group = _load(source, windows, [runs[i] for i in members], length)
@@ -220,7 +109,7 @@ def motion_batches(
             kept.append(group)
         return group
 
-    def from_position(epoch: int, position: int) -> Iterator[tuple[_Group, np.ndarray]]:
+    def from_position(epoch: int, position: int) -> Iterator[tuple[Group, np.ndarray]]:
         """(rows in memory, windows in their order) from the epoch's window number `position` on."""
         for number, members in enumerate(groups(epoch)):
             count = sum(_starts_in(windows, runs[i]) for i in members)
@@ -245,7 +134,7 @@ def motion_batches(
 
 
 def _batches(
-    from_position: Callable[[int, int], Iterator[tuple[_Group, np.ndarray]]],
+    from_position: Callable[[int, int], Iterator[tuple[Group, np.ndarray]]],
     step: int,
     per_epoch: int,
     batch_size: int,
@@ -257,7 +146,7 @@ def _batches(
         missing = batch_size
         for group, order in from_position(epoch, at * batch_size):
             while len(order):
-                parts.append(_gather(group, order[:missing], length))
+                parts.append(gather_windows(group, order[:missing], length))
                 taken = min(missing, len(order))
                 order, missing = order[taken:], missing - taken
                 if missing == 0:
@@ -270,19 +159,6 @@ def _batches(
 
 def _joined(parts: list[Batch]) -> Batch:
     return parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
-
-
-def _gather(group: _Group, chosen: np.ndarray | slice, length: int) -> Batch:
-    start, end = (torch.from_numpy(x[chosen]) for x in (group.start, group.end))
-    index = start[:, None] + torch.arange(length)
-    valid = index < end[:, None]
-    flat = torch.minimum(index, end[:, None] - 1).flatten()
-
-    def rows(x: Tensor) -> Tensor:
-        return x.index_select(0, flat).unflatten(0, (-1, length))
-
-    batch = {"frames": rows(group.rows.frames), "valid": valid}
-    return batch if group.rows.labels is None else batch | {"labels": rows(group.rows.labels)}
 
 
 def _row_bytes(source: MotionSource) -> int:
@@ -310,7 +186,7 @@ def _starts_in(windows: Windows, run: tuple[int, int]) -> int:
     return int(end - first)
 
 
-def _load(source: MotionSource, windows: Windows, runs: Sequence[tuple[int, int]], length: int) -> _Group:
+def _load(source: MotionSource, windows: Windows, runs: Sequence[tuple[int, int]], length: int) -> Group:
     total = source.edges[-1]
     spans = [(first, min(end + length - 1, total)) for first, end in runs]
     frames: Tensor | None = None
@@ -331,7 +207,7 @@ def _load(source: MotionSource, windows: Windows, runs: Sequence[tuple[int, int]
         ends.append(np.minimum(windows.end[low:high], stop) - first + at)
         at += stop - first
     assert frames is not None
-    return _Group(MotionRows(frames, None, labels, {}), np.concatenate(starts), np.concatenate(ends))
+    return Group(MotionRows(frames, None, labels, {}), np.concatenate(starts), np.concatenate(ends))
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from mfk.core import Rows, rng
 from mfk.core.types import describe
 from mfk.data.bvh import Positions, bvh_frames, read_bvh, read_bvh_header
 from mfk.data.bvh_text import BvhHeader
@@ -17,6 +16,7 @@ from mfk.data.motion import Clip, MotionInfo, MotionRows, Skeleton, Up
 from mfk.data.motion_files import write_motion
 from mfk.data.motion_info import same_skeleton
 from mfk.data.motion_rows import frame_velocities
+from mfk.data.motion_windows import held_out_clips
 
 _SAME_RATE = 1e-4  # relative
 _SAME_LENGTH = 1e-3  # of a bone's offset, beside what is nothing to the longest one:
@@ -54,7 +54,7 @@ def import_bvh(
         up: the axis that points up in the files. Nothing is turned.
         positions: see `mfk.data.read_bvh`.
         actions: clip -> action, of at least the clips given; None: no labels.
-        validation_share: of the clips, rounded to whole clips, which `seed` draws.
+        validation_share: of the clips, rounded to whole clips, at least one, which `seed` draws; 0: none.
         held_out: the clips to hold out instead.
         test: clips to hold out from training and validation; None: there is no such split.
         other_proportions: whether bones may be of different lengths in different files.
@@ -133,22 +133,10 @@ def _held_out(names: list[str], share: float, chosen: Sequence[str] | None, seed
         raise ValueError("test: expected a clip that is left for training, got all of them")
     if chosen is not None:
         found = _chosen("held_out", names, chosen)
-    else:
-        if not 0 <= share < 1:
-            raise ValueError(f"validation_share: expected a share in [0, 1), got {describe(share)}")
-        count = round(share * len(names))
-        if share and not count:
-            raise ValueError(
-                f"validation_share: {share:g} of {len(names)} clips rounds to none; "
-                "expected a larger share, 0, or the clips' names in held_out"
-            )
-        order = rng.uniform(rng.key(seed, "held out"), Rows.all(len(names)), dtype=torch.float64)
-        found = {names[i] for i in order.argsort()[:count].tolist()}
-    if len(found) >= len(names):
-        raise ValueError(
-            f"held_out: expected a clip that is left for training, got all {len(names)} held out"
-        )
-    return found
+        if len(found) == len(names):
+            raise ValueError("held_out: expected a clip that is left for training, got all of them")
+        return found
+    return {names[i] for i in held_out_clips(len(names), share, seed)} if share else set()
 
 
 def _chosen(argument: str, names: list[str], chosen: Sequence[str]) -> set[str]:

@@ -209,7 +209,7 @@ def _grid(anchor: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _side(name: str, names: Sequence[str]) -> str:
-    """Which side a name says; an initial l or r does where the other side's name is there too: lfoot, rfoot."""
+    """Which side a name says; an initial l or r does where the other side is there too: lfoot, rfoot."""
     left, right = bool(_LEFT.search(name)), bool(_RIGHT.search(name))
     if left == right and name[:1] in ("l", "r"):
         left, right = name[0] == "l" and f"r{name[1:]}" in names, name[0] == "r" and f"l{name[1:]}" in names

@@ -25,7 +25,7 @@ from mfk.data import (
     split_segments,
 )
 from mfk.data.motion import MotionSource
-from mfk.data.motion_batches import Segments, Windows
+from mfk.data.motion_windows import Segments, Windows
 from mfk.kinematics import panda, ur10
 from mfk.tasks.motion_features import FeatureConfig, Frames, read_as
 from mfk.tasks.motion_scale import Base, fit_scale
@@ -95,7 +95,7 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
     else:
         refuse_unused(data, False, "train_split", "val_split", "test_split")
         whole = split_segments(source, None)
-        chosen = np.isin(whole.clip, held_out_clips(info, data.validation_share, seed))
+        chosen = np.isin(whole.clip, held_out_clips(len(info.clips), data.validation_share, seed))
         training, held_out = (Segments(*(x[rows] for x in whole)) for rows in (~chosen, chosen))
     return MotionData(source, how, training, held_out, test or held_out, len(info.label_names or ()))
 

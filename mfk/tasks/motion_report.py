@@ -17,7 +17,7 @@ from torch import Tensor
 from mfk.core.files import write_atomically
 from mfk.core.types import Params
 from mfk.data import read_windows
-from mfk.data.motion_batches import Windows
+from mfk.data.motion_windows import Windows
 from mfk.tasks.motion_data import MotionData, rollout_windows
 from mfk.tasks.motion_features import world_positions
 from mfk.tasks.motion_measure import (

@@ -211,10 +211,10 @@ def test_read_windows_reads_what_it_is_asked_for() -> None:
 
 
 def test_held_out_clips_are_whole_and_drawn_by_the_seed() -> None:
-    info = big().info
-    chosen = held_out_clips(info, 0.15, 0)
-    assert len(chosen) == 6 and chosen == sorted(set(chosen)) == held_out_clips(info, 0.15, 0)
-    assert chosen != held_out_clips(info, 0.15, 1)
+    chosen = held_out_clips(40, 0.15, 0)
+    assert len(chosen) == 6 and chosen == sorted(set(chosen)) == held_out_clips(40, 0.15, 0)
+    assert chosen != held_out_clips(40, 0.15, 1)
+    assert len(held_out_clips(2, 0.15, 0)) == 1
 
 
 def test_refusals() -> None:
@@ -235,11 +235,11 @@ def test_refusals() -> None:
         motion_batches(
             whole, segments, horizon=2, ahead=1, batch_size=4, seed=0, loader=LoaderConfig(num_workers=2)
         )
-    with pytest.raises(ValueError, match="at least two clips"):
-        held_out_clips(whole.info._replace(clips=whole.info.clips[:1]), 0.5, 0)
+    with pytest.raises(ValueError, match=r"0\.5 of 1 clip leaves none for training"):
+        held_out_clips(1, 0.5, 0)
     for share in (0.0, 1.0, 2):
         with pytest.raises(ValueError, match="validation_share"):
-            held_out_clips(whole.info, share, 0)
+            held_out_clips(5, share, 0)
 
 
 def test_a_change_of_split_within_a_clip_ends_windows() -> None:
