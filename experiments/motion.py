@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from motion_commands import COMMANDS, command
-from motion_runs import MotionRun, draw, export, make_ready, report
+from motion_runs import MotionRun, draw, export, make_ready, report, task_of
 
 from mfk import train
 from mfk.core import cli
@@ -71,8 +71,14 @@ PRESETS = {
         ),
     ),
     "meanflow": (
-        "the MLP as a one-step generative model of the next frame",
+        "the MLP as a generative model of the next frame, in one step",
         replace(_of(MotionNetConfig("mlp")), motion=motion.MotionConfig(motion.MotionLossConfig("meanflow"))),
+    ),
+    "diffusion": (
+        "the UNet1D as a generative model of the next frame, in ten steps",
+        replace(
+            _of(MotionNetConfig("unet1d")), motion=motion.MotionConfig(motion.MotionLossConfig("diffusion"))
+        ),
     ),
 }
 
@@ -105,7 +111,7 @@ def run(settings: MotionRun) -> None:
     record = motion_data.data_record(settings.data)
     if settings.run.resume is not None:
         train.check_same_data(Path(settings.run.resume), record)
-    task = motion.motion_task(ready.net, ready.data.how, ready.scale, settings.motion)
+    task = task_of(settings, ready)
     seen, ahead = motion.window_of(ready.net, settings.motion.loss)
     seed = settings.train.seed
     batches = motion_data.training_batches(

@@ -12,11 +12,11 @@ import torch
 
 from mfk import train
 from mfk.core import config, rng, tree
-from mfk.core.types import Params, Rows, Tree
+from mfk.core.types import Params, Rows, Task, Tree
 from mfk.data import LoaderConfig, Segments, WindowConfig, read_windows
 from mfk.tasks import motion, motion_data, motion_export, motion_report
 from mfk.tasks.motion_animation import animate
-from mfk.tasks.motion_features import FeatureConfig, world_positions
+from mfk.tasks.motion_features import FeatureConfig, mirror_pairs, world_positions
 from mfk.tasks.motion_measure import Predictor, roll
 from mfk.tasks.motion_net import MotionNet, MotionNetConfig, motion_net
 from mfk.train import RunConfig, TrainConfig
@@ -79,14 +79,22 @@ def make_ready(settings: MotionRun) -> Ready:
 
 def network_of(settings: MotionRun, data: motion_data.MotionData) -> MotionNet:
     """The configured network for these data."""
-    generative = settings.motion.loss.objective == "meanflow"
-    return motion_net(settings.net, 7 * data.how.bones, data.labels, generative)
+    loss = settings.motion.loss
+    generative = loss.objective != "regression"
+    return motion_net(settings.net, 7 * data.how.bones, data.labels, generative, motion.diffusion_of(loss))
+
+
+def task_of(settings: MotionRun, ready: Ready) -> Task:
+    """The training problem."""
+    source, pairs = ready.data.source, ()
+    if settings.motion.loss.mirror:
+        pairs = mirror_pairs(source.info.skeleton.bone_names, source.name)
+    return motion.motion_task(ready.net, ready.data.how, ready.scale, settings.motion, pairs)
 
 
 def trained(settings: MotionRun, ready: Ready, checkpoint: Path) -> Trained:
     """The best checkpoint's parameters and state, the data's scale as it was measured then."""
-    task = motion.motion_task(ready.net, ready.data.how, ready.scale, settings.motion)
-    params, state = task.init(settings.train.seed)
+    params, state = task_of(settings, ready).init(settings.train.seed)
     step = train.find(checkpoint, "best").step
     params = train.load_params(checkpoint, params, "best")
     return Trained(params, train.load_state(checkpoint, state, "best"), step)
@@ -113,7 +121,7 @@ def report(
     """Compare a checkpoint's network with what needs no learning; the report goes into the folder `out`."""
     found = trained(settings, ready, checkpoint)
     net, data = ready.net, ready.data
-    name = f"{settings.net.arch}, {'MeanFlow' if net.generative else 'regression'}"
+    name = f"{settings.net.arch}, {settings.motion.loss.objective}"
     results = motion_report.compare(
         data,
         found.state["scale"],

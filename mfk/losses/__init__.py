@@ -9,6 +9,7 @@ from mfk.losses.consistency import (
     split_meanflow,
     split_meanflow_terms,
 )
+from mfk.losses.diffusion import add_noise, sample_ddim, signal_shares
 from mfk.losses.fields import FieldTerms
 from mfk.losses.finite_difference import finite_difference_terms, meanflow_finite_difference
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
@@ -34,6 +35,7 @@ __all__ = [
     "TimeConfig",
     "absolute_error",
     "adaptive_weight",
+    "add_noise",
     "alpha_flow",
     "alpha_flow_terms",
     "alpha_schedule",
@@ -60,10 +62,12 @@ __all__ = [
     "quaternion_distance",
     "quaternion_norm",
     "sample",
+    "sample_ddim",
     "sample_euler",
     "sample_midpoint",
     "shortcut",
     "shortcut_terms",
+    "signal_shares",
     "smooth_l1_error",
     "split_meanflow",
     "split_meanflow_terms",

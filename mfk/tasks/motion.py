@@ -1,8 +1,9 @@
-"""Next-step motion models as a Task: regression with scheduled sampling, or MeanFlow over the next frame."""
+"""Next-step motion models as a Task: regression with scheduled sampling, MeanFlow or diffusion."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -14,17 +15,17 @@ from mfk.core import rng
 from mfk.core.config import refuse_unused
 from mfk.core.types import Aux, Batch, Field, Metrics, Params, Rows, Task, Tree
 from mfk.losses import TimeConfig, adaptive_weight, draw_times, flow_matching, meanflow_terms, sample
-from mfk.tasks.motion_features import Frames
+from mfk.tasks.motion_features import Frames, mirrored
 from mfk.tasks.motion_measure import Predictor, next_steps, rollouts, standardised
-from mfk.tasks.motion_net import MotionNet, flow_end, flow_field, flow_frame, flow_start, predict
+from mfk.tasks.motion_net import Diffusion, MotionNet, flow_end, flow_field, flow_frame, flow_start, predict
 
 
 @dataclass(frozen=True)
 class MotionLossConfig:
     """What a motion model is trained with."""
 
-    objective: Literal["regression", "meanflow"] = "regression"
-    """regression: the mean of the next frame; meanflow: samples of it, each by one step of a flow."""
+    objective: Literal["regression", "meanflow", "diffusion"] = "regression"
+    """regression: the mean of the next frame; meanflow: samples of it in one step; diffusion: in several."""
     loss: Literal["mse", "l1", "smooth_l1"] = "mse"
     """regression: error of a predicted frame, mean over its standardised features."""
     vel_weight: float = 0.0
@@ -43,6 +44,14 @@ class MotionLossConfig:
     """regression: step k of a rollout weighs 1 / (1 + decay k)."""
     noise: float = 0.0
     """Deviation of the noise on the frames that are seen, in deviations of each feature's velocity."""
+    noise_schedule: tuple[float, float] = (1e-4, 0.02)
+    """diffusion: share of noise that the first step adds, and the last one; linear between them."""
+    noise_steps: int = 1_000
+    """diffusion: steps of the schedule."""
+    sample_steps: int = 10
+    """diffusion: evaluations of the network for a sample."""
+    mirror: bool = False
+    """Half of the training windows are seen in a mirror, bones of the two sides exchanged."""
     weight_c: float = 1e-3
     """meanflow: added to the squared error in a row's weight."""
     weight_p: float = 1.0
@@ -78,10 +87,15 @@ class MotionConfig:
 
 def check_loss(config: MotionLossConfig, times: TimeConfig) -> None:
     """ValueError that names the first setting that is out of range or has no effect."""
-    if config.objective not in ("regression", "meanflow"):
-        raise ValueError(f"objective: expected regression or meanflow, got {config.objective!r}")
+    if config.objective not in ("regression", "meanflow", "diffusion"):
+        raise ValueError(f"objective: expected regression, meanflow or diffusion, got {config.objective!r}")
     refuse_unused(config, config.objective == "regression", *_REGRESSION)
     refuse_unused(config, config.objective == "meanflow", "weight_c", "weight_p")
+    refuse_unused(config, config.objective == "diffusion", "noise_schedule", "noise_steps", "sample_steps")
+    diffusion = diffusion_of(config)
+    if diffusion is not None:
+        shares = losses.signal_shares(*diffusion[:3])
+        losses.sample_ddim(lambda z, t: z, torch.zeros(1, 1), shares, diffusion.samples)
     refuse_unused(times, config.objective == "meanflow", *(name for name in vars(TimeConfig())))
     refuse_unused(config, config.rollout_steps > 1, "teacher_decay_steps", "truncate_steps", "step_decay")
     if config.loss not in _ERRORS:
@@ -98,12 +112,21 @@ def check_loss(config: MotionLossConfig, times: TimeConfig) -> None:
         raise ValueError(f"weight_c: expected a positive number, got {config.weight_c!r}")
 
 
+def diffusion_of(config: MotionLossConfig) -> Diffusion | None:
+    """The schedule that the network is to know of; None where there is none."""
+    if config.objective != "diffusion":
+        return None
+    return Diffusion(config.noise_steps, *config.noise_schedule, config.sample_steps)
+
+
 def window_of(net: MotionNet, config: MotionLossConfig) -> Horizon:
     """How many frames a training window has."""
     return Horizon(net.config.horizon, config.rollout_steps)
 
 
-def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig) -> Task:
+def motion_task(
+    net: MotionNet, how: Frames, scale: Params, config: MotionConfig, pairs: Sequence[int] = ()
+) -> Task:
     """Train a network to predict the frame after those it sees.
 
     Batches are those of `mfk.data.motion_batches`. The state holds the network's "buffers" and the "scale" of
@@ -114,17 +137,27 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
             / sum_k w_k
 
     over its valid frames; of meanflow, the MeanFlow error of the next frame's residual, weighted as in the
-    paper, a share of the rows with t > r and flow matching on the others. The sum over windows and their
+    paper, a share of the rows with t > r and flow matching on the others; of diffusion, the squared error of
+    the noise in that residual. The sum over windows and their
     number are returned. ``evaluate`` takes windows with more frames ahead and reports the error of each next
     frame and of a rollout over all of them.
+
+    Args:
+        net: as of `motion_net`.
+        how: how frames are read, see `read_as`.
+        scale: of the data, as of `fit_scale`.
+        config: what is trained.
+        pairs: where each bone goes in a mirror, as of `mirror_pairs`; for ``config.loss.mirror`` only.
 
     Raises:
         ValueError: a setting is out of range or has no effect.
     """
     check_loss(config.loss, config.times)
+    if config.loss.mirror and not (how.relative and how.space == "world" and len(pairs) == how.bones):
+        raise ValueError("mirror: expected relative features, bones in world space, and their pairs")
     seen, ahead = window_of(net, config.loss)
-    generative = config.loss.objective == "meanflow"
-    if generative != net.generative:
+    generative = config.loss.objective != "regression"
+    if generative != net.generative or net.diffusion != diffusion_of(config.loss):
         raise ValueError(f"objective: {config.loss.objective}, but the network is for the other one")
 
     def init(seed: int) -> tuple[Tree, Tree]:
@@ -135,7 +168,13 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         _check_batch(net, how, batch, seen + ahead)
         known = {name: x.to(batch["frames"].device) for name, x in state["scale"].items()}
-        x, _ = standardised(how, known, batch["frames"])
+        frames = batch["frames"]
+        if config.loss.mirror:
+            turned = rng.uniform(rng.key(seed, step, "mirror"), rows) < 0.5
+            frames = torch.where(
+                turned.to(frames.device)[:, None, None, None], mirrored(how, frames, pairs), frames
+            )
+        x, _ = standardised(how, known, frames)
         drawn: Batch = {"x": x, "valid": batch["valid"]}
         if net.labels:
             drawn["label"] = batch["labels"][:, seen - 1 : -1]
@@ -148,7 +187,11 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
         if generative:
             noise = rng.normal(rng.key(seed, step, "flow noise"), rows, (net.features,))
             drawn["z0"] = flow_start(known, noise.to(x.device))
-            drawn["r"], drawn["t"] = draw_times(config.times, seed, step, rows)
+            if net.diffusion is None:
+                drawn["r"], drawn["t"] = draw_times(config.times, seed, step, rows)
+            else:
+                uniform = rng.uniform(rng.key(seed, step, "noise steps"), rows, (1,), torch.float64)
+                drawn["s"] = (uniform * net.diffusion.steps).long()
         elif ahead > 1:
             decay = config.loss.teacher_decay_steps
             ratio = 0.0 if decay is None else losses.teacher_ratio(step, decay)
@@ -156,7 +199,7 @@ def motion_task(net: MotionNet, how: Frames, scale: Params, config: MotionConfig
         return drawn
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
-        of_rows = _flow_loss if generative else _rollout_loss
+        of_rows = _rollout_loss if not generative else _flow_loss if net.diffusion is None else _noise_loss
         total, metrics = of_rows(net, config.loss, params, state, batch)
         return total, total.new_full((), len(batch["x"])), Aux(state, metrics)
 
@@ -198,8 +241,12 @@ def predictor_of(net: MotionNet, params: Tree, state: Tree, noise: Tensor | None
             return out if out.ndim == 2 else out[:, -1]
         assert noise is not None
         z0 = noise.flatten(0, 1) if k is None else noise[:, k]
-        field = flow_field(net, params, buffers, scale, x, label)
-        return flow_frame(net, scale, x, sample(field, flow_start(scale, z0)))
+        field, z = flow_field(net, params, buffers, scale, x, label), flow_start(scale, z0)
+        if net.diffusion is None:
+            return flow_frame(net, scale, x, sample(field, z))
+        shares = losses.signal_shares(*net.diffusion[:3])
+        end = losses.sample_ddim(lambda z, t: field(z, t, t), z, shares, net.diffusion.samples)
+        return flow_frame(net, scale, x, end)
 
     return predictor
 
@@ -292,6 +339,24 @@ def _flow_loss(
     squared = torch.cat(parts) / net.features
     weight = adaptive_weight(squared, config.weight_c, config.weight_p)
     return (weight * squared).sum(), {"raw_error": squared.sum()}
+
+
+def _noise_loss(
+    net: MotionNet, config: MotionLossConfig, params: Tree, state: Tree, batch: Batch
+) -> tuple[Tensor, Metrics]:
+    assert net.diffusion is not None
+    scale, seen = state["scale"], net.config.horizon
+    x, noise = batch["x"][:, :seen], batch["z0"]
+    end = flow_end(net, scale, x, batch["x"][:, seen])
+    if "noise" in batch:
+        x = x + batch["noise"]
+    shares = losses.signal_shares(*net.diffusion[:3]).to(x)
+    z = losses.add_noise(end, noise, shares[batch["s"]])
+    t = (batch["s"] + 1).to(x.dtype) / net.diffusion.steps
+    label = batch["label"][:, 0] if "label" in batch else None
+    field = flow_field(net, params, state["buffers"], scale, x, label, batch.get("key"))
+    squared = losses.squared_error(field(z, t, t), noise)
+    return squared.sum(), {"raw_error": squared.sum()}
 
 
 def _filled(truth: Tensor, inside: Tensor, other: Tensor) -> Tensor:

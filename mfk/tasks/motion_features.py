@@ -7,6 +7,8 @@ from the root. Nothing here looks at a later frame than the first, so that a cau
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -83,6 +85,51 @@ def read_as(skeleton: Skeleton, config: FeatureConfig, name: str) -> Frames:
         relative,
         config.rigid and (skeleton.space == "local" or skeleton.parents is not None),
     )
+
+
+def mirror_pairs(bone_names: Sequence[str], name: str) -> tuple[int, ...]:
+    """Where each bone goes in a mirror: to the one of the other side by name, left and right, or l and r.
+
+    Raises:
+        ValueError: no bone has one; `name` is the file's.
+    """
+    pairs = tuple(
+        next((i for i, other in enumerate(bone_names) if other in _other_sides(bone)), k)
+        for k, bone in enumerate(bone_names)
+    )
+    if pairs == tuple(range(len(pairs))):
+        raise ValueError(
+            f"mirror: {name}: expected bones named by their sides (LeftFoot and RightFoot, lfoot and rfoot, "
+            f"foot_l and foot_r), got {describe(list(bone_names[:6]))}"
+        )
+    return pairs
+
+
+def mirrored(how: Frames, frames: Tensor, pairs: Sequence[int]) -> Tensor:
+    """World frames [..., bones, 7] in a vertical mirror, bones of the two sides exchanged.
+
+    With x -> -x a rotation (w, x, y, z) becomes (w, x, -y, -z); with the mirror across y or z alike. It is
+    the same motion of a body that is alike on both sides, whose bones at rest are not turned, as in BVH.
+    """
+    axis = 0 if how.up != 0 else 1
+    signs = frames.new_ones(7)
+    signs[axis] = -1
+    signs[3:] = torch.tensor([1.0, *(1.0 if k == axis else -1.0 for k in range(3))])
+    return frames[..., list(pairs), :] * signs
+
+
+def _other_sides(name: str) -> set[str]:
+    """What the bone on the other side may be called."""
+    found = {
+        re.sub(f"{a}|{b}", lambda m, a=a, b=b: b if m[0] == a else a, name)
+        for a, b in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"))
+    }
+    for a, b in ("lr", "rl", "LR", "RL"):
+        if name[:1] == a:
+            found.add(b + name[1:])
+        if name[-2:-1] in ("_", ".") and name[-1] == a:
+            found.add(name[:-1] + b)
+    return found - {name}
 
 
 def to_features(how: Frames, frames: Tensor, reference: Tensor) -> tuple[Tensor, Anchor | None]:

@@ -63,6 +63,15 @@ class MotionNetConfig:
     """unet1d: channels of each level."""
 
 
+class Diffusion(NamedTuple):
+    """A schedule of noise, and how many steps lead back."""
+
+    steps: int
+    first: float  # beta of the first step
+    last: float
+    samples: int  # evaluations of the network for a frame
+
+
 class MotionNet(NamedTuple):
     """A network with what is needed to call it."""
 
@@ -71,6 +80,7 @@ class MotionNet(NamedTuple):
     features: int  # F
     labels: int  # C; 0: it is not conditioned
     generative: bool  # whether it is a field u(z, r, t), the past frames its condition
+    diffusion: Diffusion | None  # of a generative one: it is u(z, t, t), the noise in z; None: MeanFlow's
     config: MotionNetConfig
 
 
@@ -81,7 +91,9 @@ _OWN = {
 }
 
 
-def motion_net(config: MotionNetConfig, features: int, labels: int, generative: bool) -> MotionNet:
+def motion_net(
+    config: MotionNetConfig, features: int, labels: int, generative: bool, diffusion: Diffusion | None = None
+) -> MotionNet:
     """The configured network for frames of `features` numbers and labels of `labels`.
 
     Raises:
@@ -124,7 +136,7 @@ def motion_net(config: MotionNetConfig, features: int, labels: int, generative: 
     inputs = features * (1 + config.see_velocities)
     condition = labels + 2 * TIME_FEATURES * generative
     make = partial(_build, config, inputs, features, condition, frames)
-    return MotionNet(make, stateless(make), features, labels, generative, config)
+    return MotionNet(make, stateless(make), features, labels, generative, diffusion, config)
 
 
 def _build(config: MotionNetConfig, inputs: int, outputs: int, condition: int, frames: int) -> nn.Module:

@@ -19,6 +19,8 @@ from mfk.tasks.motion_features import (
     from_features,
     joint_rotations,
     keep_lengths,
+    mirror_pairs,
+    mirrored,
     read_as,
     to_features,
     world_positions,
@@ -158,3 +160,23 @@ def test_scale_of_what_does_not_move() -> None:
     assert torch.equal(scale["std"], torch.ones(28, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least two training windows"):
         fit_scale(WORLD, still[:1], 8)
+
+
+def test_a_mirror_is_one() -> None:
+    """Positions by hand; twice is nothing; and the bodies' lengths stay where the two sides are alike."""
+    assert mirror_pairs(("root", "lfoot", "rfoot", "LeftArm", "RightArm", "hand.l", "hand.r"), "f") == (
+        0, 2, 1, 4, 3, 6, 5,
+    )  # fmt: skip
+    assert mirror_pairs(("Hips", "rThigh", "lThigh", "ribs", "lowerback"), "f") == (0, 2, 1, 3, 4)
+    with pytest.raises(ValueError, match=r"mirror: f\.h5: expected bones named by their sides"):
+        mirror_pairs(("root", "link1"), "f.h5")
+    x, pairs = windows(), (0, 3, 2, 1)
+    seen = mirrored(WORLD, x, pairs)
+    assert torch.equal(mirrored(WORLD, seen, pairs), x)
+    expected = x[..., list(pairs), :3] * torch.tensor([-1.0, 1, 1], dtype=x.dtype)
+    assert torch.equal(seen[..., :3], expected)
+    # A rotation in a mirror is M R M: what it does to a vector is seen in the mirror.
+    v = torch.randn(6, 9, 4, 3, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    flip = torch.tensor([-1.0, 1, 1], dtype=x.dtype)
+    turned = quaternion_rotate(x[..., 3:][..., list(pairs), :].contiguous(), v) * flip
+    assert torch.allclose(quaternion_rotate(seen[..., 3:].contiguous(), v * flip), turned, atol=1e-12)

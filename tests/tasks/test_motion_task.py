@@ -38,8 +38,9 @@ class Made:
         self.data = data(labels=labels)
         self.loss = motion.MotionLossConfig(**loss)
         self.config = motion.MotionConfig(self.loss)
-        generative = self.loss.objective == "meanflow"
-        self.net: MotionNet = motion_net(config, 28, labels, generative)
+        generative = self.loss.objective != "regression"
+        diffusion = motion.diffusion_of(self.loss)
+        self.net: MotionNet = motion_net(config, 28, labels, generative, diffusion)
         self.scale = motion_data.measure_scale(self.data, HORIZON)
         self.task: Task = motion.motion_task(self.net, self.data.how, self.scale, self.config)
         self.params, self.state = self.task.init(0)
@@ -187,9 +188,9 @@ def test_gradients_against_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("arch", list(SMALL))
-@pytest.mark.parametrize("objective", ["regression", "meanflow"])
+@pytest.mark.parametrize("objective", ["regression", "meanflow", "diffusion"])
 def test_split_batches_agree(arch: str, objective: str) -> None:
-    more = {} if objective == "meanflow" else dict(rollout_steps=2)
+    more = dict(rollout_steps=2) if objective == "regression" else {}
     made = Made(arch, labels=3, net={"dropout": 0.2}, objective=objective, noise=0.1, **more)
     batch = made.batch()
     whole = made.task.draw(0, 3, Rows.all(12), made.state, batch)
@@ -236,6 +237,22 @@ def test_the_flow_of_meanflow_is_that_of_the_residual() -> None:
     assert n == 3  # a quarter
     exact = losses.meanflow(lambda z, r, t: v[:n], z[:n], v[:n], batch["r"][:n], batch["t"])
     assert float(exact.max()) == 0
+
+
+def test_diffusion_tells_the_noise_in_the_residual() -> None:
+    made = Made(objective="diffusion", noise_schedule=(0.01, 0.3), noise_steps=20, sample_steps=4)
+    batch = made.drawn(rows=100)
+    assert sorted(batch["s"].unique().tolist()) == list(range(20))
+    total, weight, _ = made.task.loss(made.params, made.state, batch, made.params)
+    # A head of zeros says that there is no noise: the error is the noise's own mean square.
+    still = dict(made.params)
+    still["leave.weight"], still["leave.bias"] = (0 * still[f"leave.{x}"] for x in ("weight", "bias"))
+    by_hand = batch["z0"].square().mean(-1).sum()
+    assert torch.allclose(made.task.loss(still, made.state, batch, still)[0], by_hand, rtol=1e-5)
+    assert float(total) != float(by_hand) and float(weight) == 100
+    noise = torch.randn(100, 1, 28, generator=G(5))
+    frame = motion.predictor_of(made.net, made.params, made.state, noise)(batch["x"][:, :HORIZON], None, 0)
+    assert frame.shape == (100, 28) and bool(frame.isfinite().all())
 
 
 def test_evaluate_is_what_measures_say_and_baselines_are_what_they_are() -> None:
@@ -294,6 +311,9 @@ def test_refusals() -> None:
         (dict(loss="huber"), "loss: expected one of"),
         (dict(objective="meanflow", vel_weight=1.0), "vel_weight"),
         (dict(weight_p=0.5), "weight_p"),
+        (dict(noise_steps=10), "noise_steps"),
+        (dict(objective="diffusion", noise_schedule=(0.0, 0.1)), "first: expected a number between"),
+        (dict(objective="diffusion", sample_steps=2000), "steps: expected an int in"),
     ]
     for changes, message in mistakes:
         with pytest.raises(ValueError, match=message):
