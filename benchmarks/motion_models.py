@@ -38,19 +38,21 @@ GROUPS = {
     ),
     "asf_02": (("cmu_02_09",), ("cmu_02_01", "cmu_02_08")),
     "cgspeed_daz": (
-        ("cmu_60_12", "cmu_135_10"),
+        ("cmu_60_12", "cmu_135_10", "cmu_94_13", "cmu_10_03"),
         ("cmu_11_01", "cmu_60_03", "cmu_94_08", "cmu_135_05"),
     ),
 }
-SHORT = ("--lr", "1e-3", "--warmup-steps", "100", "--steps", "1500")
+COMMON = ("--lr", "1e-3", "--warmup-steps", "100", "--mirror")
 # Name -> words after motion.py.
 MODELS = {
-    "transformer": ("transformer", "--width", "256", "--feedforward", "512", *SHORT),
-    "mlp": ("mlp", *SHORT),
-    "unet1d": ("unet1d", *SHORT),
-    "transformer on its own frames": ("rollouts",),
-    "mlp, MeanFlow": ("meanflow", *SHORT),
-}
+    "transformer": (
+        "transformer", "--width", "256", "--feedforward", "512", "--horizon", "12", *COMMON, "--steps", "1600",
+    ),
+    "mlp": ("mlp", *COMMON, "--steps", "3000"),
+    "unet1d": ("unet1d", "--horizon", "16", *COMMON, "--steps", "1600"),
+    "transformer on its own frames": ("rollouts", "--horizon", "12", "--mirror", "--steps", "300"),
+    "mlp, MeanFlow": ("meanflow", *COMMON, "--steps", "1500"),
+}  # fmt: skip
 
 
 def main() -> None:
