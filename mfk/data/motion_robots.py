@@ -14,8 +14,9 @@ from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton
 from mfk.data.motion_memory import motion_source
 from mfk.kinematics import Chain, align_signs, link_poses
 
-_WAVES = 3  # sinusoids of a joint
-_SLOWEST, _FASTEST = 0.1, 0.6  # Hz
+_STEP = 0.35  # of a joint's range, the most that it moves at once
+_SHORTEST, _LONGEST, _PAUSE = 1.0, 2.0, 0.4  # s: of a movement, of the rest after it
+_PEAK = 1.875  # the greatest speed of a quintic movement, in units of its mean
 _SHARE = 0.9  # of a joint's greatest speed that is never exceeded
 _HELD_OUT = 15  # percent of the clips
 
@@ -70,12 +71,13 @@ def robot_motion(
 
 
 def joint_motion(chain: Chain, *, frames: int, fps: float, seed: int, clip: int) -> Tensor:
-    """Joint values over time: each joint swings about a place of its own, by three sinusoids.
+    """Joint values over time: from one random place to the next, at rest in between, all joints at once.
 
-        q(t) = c + A Σ_k a_k sin(2π (f_k s t + φ_k)),    Σ_k a_k = 1,  f_k ~ U(0.1, 0.6) Hz
+        q(t) = a + (b - a) (10 τ³ - 15 τ⁴ + 6 τ⁵),    τ = (t - t_a) / T
 
-    A is 10 to 60 % of half the joint's range, as in `sampling_range`, and c anywhere that keeps q within it.
-    s <= 1 slows a joint down whose greatest speed, A s Σ_k 2π f_k a_k, would exceed 90 % of its limit.
+    which is the smoothest way (least jerk). Places are drawn within the joints' ranges, as in
+    `sampling_range`, at most 35 % of them from the one before; T ~ U(1, 2) s, or as long as no joint exceeds
+    90 % of its greatest speed; a rest lasts up to 0.4 s.
 
     Args:
         chain: the robot.
@@ -94,21 +96,27 @@ def joint_motion(chain: Chain, *, frames: int, fps: float, seed: int, clip: int)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a finite number > 0, got {describe(fps)}")
     lower, upper = sampling_range(chain)
-    numbers = rng.uniform(
-        rng.key(seed, "motion", clip), Rows.all(chain.dof), (2 + 3 * _WAVES,), torch.float64
-    )
-    size, place = numbers[:, 0], numbers[:, 1]
-    parts, rate, phase = numbers[:, 2:].unflatten(-1, (3, _WAVES)).unbind(-2)
-    reach = (0.1 + 0.5 * size) * (upper - lower) / 2
-    center = torch.lerp(lower + reach, upper - reach, place)
-    parts = (0.1 + parts) / (0.1 + parts).sum(-1, keepdim=True)
-    rate = torch.lerp(torch.full_like(rate, _SLOWEST), torch.full_like(rate, _FASTEST), rate)
-    fastest = reach * (2 * math.pi * rate * parts).sum(-1)
-    rate = rate * (_SHARE * chain.velocity / fastest.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(-1)
-    time = torch.arange(frames, dtype=torch.float64, device="cpu").view(-1, 1, 1) / fps
-    waves = parts * torch.sin(2 * math.pi * (rate * time + phase))
+    place = lower + (upper - lower) * _uniform(seed, clip, 0, chain.dof)
+    time = torch.arange(frames, dtype=torch.float64, device="cpu") / fps
+    parts, begins, number = [], 0.0, 0
+    while sum(map(len, parts)) < frames:
+        number += 1
+        drawn = _uniform(seed, clip, number, chain.dof + 2)
+        there = place + _STEP * (upper - lower) * (2 * drawn[2:] - 1)
+        there = there.clamp(lower, upper)
+        needed = _PEAK * (there - place).abs() / (_SHARE * chain.velocity)
+        lasts = max(_SHORTEST + (_LONGEST - _SHORTEST) * float(drawn[0]), float(needed.max()))
+        ends = begins + lasts + _PAUSE * float(drawn[1])
+        here = time[(time >= begins) & (time < ends)]
+        t = ((here - begins) / lasts).clamp(max=1.0).unsqueeze(-1)
+        parts.append(place + (there - place) * t**3 * (10 - 15 * t + 6 * t * t))
+        place, begins = there, ends
     # Clamped for the sake of rounding alone.
-    return (center + reach * waves.sum(-1)).clamp(lower, upper)
+    return torch.cat(parts).clamp(lower, upper)
+
+
+def _uniform(seed: int, clip: int, number: int, count: int) -> Tensor:
+    return rng.uniform(rng.key(seed, "motion", clip, number), Rows.all(count), dtype=torch.float64)
 
 
 def _bone_names(chain: Chain) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from mfk.tasks.motion_features import Frames, to_features
 Base: TypeAlias = Literal["none", "last", "velocity", "linear"]
 
 _CONSTANT = 1e-3  # m, or of a quaternion: features that move less are not scaled up
-_STILL = 1e-4  # of a standard deviation: what moves less from frame to frame is not scaled up
+_LEAST = 1e-6  # of a standard deviation: float32's rounding is not scaled up
 _RIDGE = 1e-3
 
 
@@ -50,7 +50,8 @@ def fit_scale(how: Frames, frames: Tensor, horizon: int, base: Base = "linear") 
     reference = torch.where(reference[:, :1] < 0, -reference, reference).to(frames.dtype)
     seen, _ = to_features(how, frames, reference)
     mean, std = seen.mean((0, 1)), seen.std((0, 1))
-    std = torch.where(std < _CONSTANT, torch.ones_like(std), std)
+    still = std < _CONSTANT
+    std = torch.where(still, torch.ones_like(std), std)
     x = (seen - mean) / std
     velocity = x.diff(dim=1)
     velocity_std = velocity.std((0, 1))
@@ -59,12 +60,12 @@ def fit_scale(how: Frames, frames: Tensor, horizon: int, base: Base = "linear") 
         "reference": reference,
         "mean": mean,
         "std": std,
-        "velocity_std": torch.where(velocity_std < _STILL, torch.ones_like(velocity_std), velocity_std),
+        "velocity_std": torch.where(still, torch.ones_like(std), velocity_std.clamp(min=_LEAST)),
         "lags": lags,
     }
     left = x[:, -1] - extrapolate(base, scale, x[:, :-1])[:, -1]
     deviation = left.square().mean(0).sqrt()
-    deviation = torch.where(deviation < _STILL, torch.ones_like(deviation), deviation)
+    deviation = torch.where(still, torch.ones_like(std), deviation.clamp(min=_LEAST))
     return scale | {"residual_std": deviation, "residual_root": _root(left / deviation)}
 
 
