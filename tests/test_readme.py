@@ -66,6 +66,31 @@ def test_the_figures_of_the_solver_are_the_committed_ones() -> None:
         assert f"| {label} | {cells[0]} | {cells[1]} |" in README
 
 
+def test_the_figures_of_motion_are_the_committed_ones() -> None:
+    results = json.loads((ROOT / "benchmarks/results/motion_models.json").read_text(encoding="utf-8"))
+    for line in motion_lines(results["runs"]):
+        assert line in README
+    stream = json.loads((ROOT / "benchmarks/results/stream.json").read_text(encoding="utf-8"))
+    small, large = stream["cases"]
+    more = large["peak_mb"] - small["peak_mb"]
+    assert f"{more:.0f} MB more than {small['frames']:,}" in README.replace("\n", " ")
+
+
+def motion_lines(runs: list[dict[str, Any]]) -> list[str]:
+    """The README's table: next-step errors over the better baseline's, rollouts in cm, mean and last frame."""
+    lines = []
+    for group in dict.fromkeys(run["group"] for run in runs):
+        here = {run["model"]: run["results"] for run in runs if run["group"] == group}
+        plain = {r["name"]: r for r in here["mlp"]}
+        baselines = [plain[name] for name in ("persistence", "constant velocity")]
+        better = min(r["mse"] for r in baselines)
+        ratios = [f"{here[model][-1]['mse'] / better:.2f}" for model in ("transformer", "mlp", "unet1d")]
+        shown = [*baselines, here["transformer on its own frames"][-1]]
+        rollouts = [f"{r['rollout_cm']:.1f}, {r['drift_cm'][-1]:.1f}" for r in shown]
+        lines.append(f"| {group} | {' | '.join([*ratios, *rollouts])} |")
+    return lines
+
+
 def test_the_solver_as_it_is_shown(tmp_path: Path) -> None:
     (script,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
     (tmp_path / "robot.urdf").write_text(kinematics.urdf_text("ur10"), encoding="utf-8")

@@ -138,8 +138,7 @@ def motion_task(
 
     over its valid frames; of meanflow, the MeanFlow error of the next frame's residual, weighted as in the
     paper, a share of the rows with t > r and flow matching on the others; of diffusion, the squared error of
-    the noise in that residual. The sum over windows and their
-    number are returned. ``evaluate`` takes windows with more frames ahead and reports the error of each next
+    the noise in that residual. The sum over windows and their number are returned. ``evaluate`` takes windows with more frames ahead and reports the error of each next
     frame and of a rollout over all of them.
 
     Args:
@@ -158,7 +157,7 @@ def motion_task(
     seen, ahead = window_of(net, config.loss)
     generative = config.loss.objective != "regression"
     if generative != net.generative or net.diffusion != diffusion_of(config.loss):
-        raise ValueError(f"objective: {config.loss.objective}, but the network is for the other one")
+        raise ValueError(f"objective: {config.loss.objective}, but the network is for another one")
 
     def init(seed: int) -> tuple[Tree, Tree]:
         params, buffers = net.model.init(seed)
