@@ -77,7 +77,7 @@ def test_the_figures_of_motion_are_the_committed_ones() -> None:
 
 
 def motion_lines(runs: list[dict[str, Any]]) -> list[str]:
-    """The README's table: next-step errors over the better baseline's, rollouts in cm, mean and last frame."""
+    """The README's table: next-step errors over the better baseline's, rollouts in cm, mean and last."""
     lines = []
     for group in dict.fromkeys(run["group"] for run in runs):
         here = {run["model"]: run["results"] for run in runs if run["group"] == group}

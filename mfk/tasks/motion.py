@@ -138,8 +138,8 @@ def motion_task(
 
     over its valid frames; of meanflow, the MeanFlow error of the next frame's residual, weighted as in the
     paper, a share of the rows with t > r and flow matching on the others; of diffusion, the squared error of
-    the noise in that residual. The sum over windows and their number are returned. ``evaluate`` takes windows with more frames ahead and reports the error of each next
-    frame and of a rollout over all of them.
+    the noise in that residual. The sum over windows and their number are returned. ``evaluate`` takes windows
+    with more frames ahead and reports the error of each next frame and of a rollout over all of them.
 
     Args:
         net: as of `motion_net`.
