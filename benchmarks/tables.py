@@ -325,36 +325,43 @@ def ik_track(results: Results) -> list[str]:
 def motion_models(results: Results) -> list[str]:
     """A table of errors for each skeleton, one by action, and the commands."""
     lines = [machine(results["versions"]), ""]
-    plain = ("persistence", "constant velocity", "linear prediction")
     for group, clips in results["held_out"].items():
         runs = [r for r in results["runs"] if r["group"] == group]
-        found = [(r["name"], r, "") for r in runs[0]["results"] if r["name"] in plain]
-        found += [(run["model"], run["results"][-1], f"{run['seconds']:.0f}") for run in runs]
-        better = min(r["mse"] for name, r, _ in found if name in plain[:2])
-        rows = [
-            [
-                name, f"{r['mse']:.5f}", f"{r['mse'] / better:.3f}", f"{r['position_cm']:.3f}",
-                f"{r['rollout_cm']:.2f}", f"{r['drift_cm'][-1]:.2f}", f"{r['rollout_deg']:.2f}",
-                f"{r['sliding']:.3f}", f"{r['microseconds']:.0f}", seconds,
-                *("" if r[x] is None else f"{r[x]:.2f}" for x in ("diversity_cm", "best_cm")),
-            ]
-            for name, r, seconds in found
-        ]  # fmt: skip
+        rows, actions = [], {}
+        for run in runs:
+            better = min(r["mse"] for r in run["results"][:2])
+            # Networks of one horizon share their windows, and the baselines on them.
+            horizon = (re.findall(r"--horizon (\d+)", results["words"][run["model"]]) or ["8"])[0]
+            for r in run["results"]:
+                made = r is run["results"][-1]
+                name = run["model"] if made else f"{r['name']}, {horizon} frames"
+                if name in actions:
+                    continue
+                actions[name] = r["by_action"]
+                rows.append(
+                    [
+                        name, f"{r['mse']:.5f}", f"{r['mse'] / better:.3f}", f"{r['position_cm']:.3f}",
+                        f"{r['rollout_cm']:.2f}", f"{r['drift_cm'][-1]:.2f}", f"{r['rollout_deg']:.2f}",
+                        f"{r['sliding']:.3f}", f"{r['microseconds']:.0f}",
+                        f"{run['seconds']:.0f}" if made else "",
+                        *("" if r[x] is None else f"{r[x]:.2f}" for x in ("diversity_cm", "best_cm")),
+                    ]
+                )  # fmt: skip
         heads = [
             "predictor", "mse", "of the better baseline's", "bones cm", "rollout cm", "last frame cm",
             "rollout deg", "feet m/s", "us a frame", "s in all", "samples apart cm", "nearest of 8, cm",
         ]  # fmt: skip
         lines += [f"{group}, held out: {', '.join(clips)}.", "", *table(heads, rows, left=1), ""]
-        actions = {name: r["by_action"] for name, r, _ in found}
+        found = list(actions.values())
+        first = found[0]
         rows = [
             [
                 action,
-                str(windows),
-                *(f"{of[action][0]:.5f}, {of[action][1]:.2f}" for of in actions.values()),
+                *(f"{of[action][0]:.5f}, {of[action][1]:.2f} ({of[action][2]})" for of in actions.values()),
             ]
-            for action, (_, _, windows) in actions[plain[0]].items()
+            for action in first
         ]
-        lines += [*table(["action", "windows", *actions], rows, left=1), ""]
+        lines += [*table(["action", *actions], rows, left=1), ""]
     words = [f"- {name}: `motion.py {text}`" for name, text in results["words"].items()]
     return [*lines, *words, "", *claims(results["claims"])]
 

@@ -81,12 +81,12 @@ def motion_lines(runs: list[dict[str, Any]]) -> list[str]:
     lines = []
     for group in dict.fromkeys(run["group"] for run in runs):
         here = {run["model"]: run["results"] for run in runs if run["group"] == group}
-        plain = {r["name"]: r for r in here["mlp"]}
-        baselines = [plain[name] for name in ("persistence", "constant velocity")]
-        better = min(r["mse"] for r in baselines)
-        ratios = [f"{here[model][-1]['mse'] / better:.2f}" for model in ("transformer", "mlp", "unet1d")]
-        shown = [*baselines, here["transformer on its own frames"][-1]]
-        rollouts = [f"{r['rollout_cm']:.1f}, {r['drift_cm'][-1]:.1f}" for r in shown]
+        ratios = [
+            f"{here[model][-1]['mse'] / min(r['mse'] for r in here[model][:2]):.2f}"
+            for model in ("transformer", "mlp", "unet1d")
+        ]
+        *plain, made = here["transformer on its own frames"]
+        rollouts = [f"{r['rollout_cm']:.1f}, {r['drift_cm'][-1]:.1f}" for r in (*plain[:2], made)]
         lines.append(f"| {group} | {' | '.join([*ratios, *rollouts])} |")
     return lines
 
