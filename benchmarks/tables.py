@@ -331,7 +331,7 @@ def motion_models(results: Results) -> list[str]:
         for run in runs:
             better = min(r["mse"] for r in run["results"][:2])
             # Networks of one horizon share their windows, and the baselines on them.
-            horizon = (re.findall(r"--horizon (\d+)", results["words"][run["model"]]) or ["8"])[0]
+            horizon = (re.findall(r"--horizon (\d+)", run["words"]) or ["8"])[-1]
             for r in run["results"]:
                 made = r is run["results"][-1]
                 name = run["model"] if made else f"{r['name']}, {horizon} frames"
@@ -362,7 +362,7 @@ def motion_models(results: Results) -> list[str]:
             for action in first
         ]
         lines += [*table(["action", *actions], rows, left=1), ""]
-    words = [f"- {name}: `motion.py {text}`" for name, text in results["words"].items()]
+    words = [f"- {run['group']}, {run['model']}: `motion.py {run['words']}`" for run in results["runs"]]
     return [*lines, *words, "", *claims(results["claims"])]
 
 
