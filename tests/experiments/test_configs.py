@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ik_runs
 import inverse_kinematics
+import motion
 import panda
 import pytest
 import ur10
@@ -25,7 +26,10 @@ def _scripts(file: Path):
 
 def test_the_documents_names_are_there() -> None:
     names = {file.stem for file in CONFIGS}
-    assert names == {"panda_default", "ur10_default", "quick_test", "training_defaults"}
+    assert names == {
+        "panda_default", "ur10_default", "quick_test", "training_defaults",
+        "model_transformer", "model_mlp", "model_unet1d",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -35,7 +39,10 @@ def test_each_loads_and_dry_runs(
     monkeypatch.chdir(tmp_path)
     name, presets = _scripts(file)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(file), "--dry-run"])
-    inverse_kinematics.main(name, presets, "A test.")
+    if file.stem.startswith("model_"):
+        motion.main()
+    else:
+        inverse_kinematics.main(name, presets, "A test.")
     printed = capfd.readouterr().out
     # The whole output is one YAML file, the rest being comments; each value of the file is in it.
     resolved = yaml.safe_load(printed)
