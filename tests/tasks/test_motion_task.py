@@ -11,7 +11,6 @@ from motions import WORLD, data
 from torch import Tensor
 from torch.func import grad
 
-import mfk
 from mfk import losses
 from mfk.core import tree
 from mfk.core.types import Batch, Rows, Task
@@ -203,16 +202,6 @@ def test_split_batches_agree(arch: str, objective: str) -> None:
     assert torch.allclose(total, torch.stack(parts).sum(), rtol=1e-5)
     gradient = grad(made.value)(made.params, whole)
     assert all(bool(g.isfinite().all()) for g in tree.leaves(gradient))
-
-
-@pytest.mark.slow
-def test_compiled_gradients_agree() -> None:
-    made = Made("mlp", labels=3, net={"dropout": 0.2, "hidden": (8,)}, objective="meanflow")
-    batch = made.drawn()
-    plain = grad(made.value)(made.params, batch)
-    compiled = mfk.jit(grad(made.value))(made.params, batch)
-    for a, b in zip(tree.leaves(plain), tree.leaves(compiled), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_dropout_and_noise_are_of_the_step_and_the_seed() -> None:
