@@ -56,18 +56,6 @@ MODELS = {
 }  # fmt: skip
 
 
-# Where there is more to tell apart (seven actors, recorded in different ways), more frames and more steps.
-MORE = {
-    ("cgspeed_daz", "transformer"): ("--steps", "2400"),
-    ("cgspeed_daz", "mlp"): ("--horizon", "16", "--steps", "4000"),
-}
-
-
-def words_of(group: str, model: str) -> tuple[str, ...]:
-    """What is said to motion.py; the later of two words for one setting holds."""
-    return (*MODELS[model], *MORE.get((group, model), ()))
-
-
 def main() -> None:
     """Run every model on every skeleton, print and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -82,9 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         files = {group: bring_in(recordings, Path(folder), group) for group in options.only}
         jobs = {
-            (group, model): pool.submit(
-                train, files[group], Path(folder) / f"{group} {model}", words_of(group, model)
-            )
+            (group, model): pool.submit(train, files[group], Path(folder) / f"{group} {model}", MODELS[model])
             for group in options.only
             for model in options.models
         }
