@@ -1,6 +1,6 @@
 """Train, evaluate, animate and export models of the next frame of a motion.
 
-python experiments/motion.py                                         # a robot arm's links: minutes, two cores
+python experiments/motion.py                                         # the links of a robot arm
 python experiments/motion.py import --bvh DIR --output labeled.parquet
 python experiments/motion.py transformer --data labeled.parquet      # or mlp, unet1d
 python experiments/motion.py mlp --data labeled.parquet --export-ts encoder.ts
@@ -40,7 +40,7 @@ def _of(net: MotionNetConfig) -> MotionRun:
 
 
 PRESETS = {
-    "default": ("a small transformer; two minutes on two CPU cores", _SMALL),
+    "default": ("a small transformer", _SMALL),
     "quick": (
         "the same, a short look",
         replace(

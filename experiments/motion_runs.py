@@ -100,7 +100,7 @@ def trained(settings: MotionRun, ready: Ready, checkpoint: Path) -> Trained:
     return Trained(params, train.load_state(checkpoint, state, "best"), step)
 
 
-def sampler(ready: Ready, found: Trained, steps: int, sample: int) -> Predictor:
+def sampler(ready: Ready, found: Trained, sample: int) -> Predictor:
     """The trained network as a predictor; sample number `sample` of a generative one."""
     net = ready.net
     if not net.generative:
@@ -125,7 +125,7 @@ def report(
     results = motion_report.compare(
         data,
         found.state["scale"],
-        {name: partial(sampler, ready, found, settings.rollout)},
+        {name: partial(sampler, ready, found)},
         net.config.horizon,
         settings.rollout,
         settings.report_windows,
@@ -179,7 +179,7 @@ def draw(
     windows = motion_data.held_out_window(data, seen, clip)
     frames = min(frames, int(windows.end[0] - windows.start[0]) - seen)
     batch = read_windows(data.source, windows, seen + frames)
-    predictor = sampler(ready, found, frames, 0)
+    predictor = sampler(ready, found, 0)
     with torch.no_grad():
         made = roll(
             data.how, found.state["scale"], predictor, batch["frames"][:, :seen], batch.get("labels"), frames

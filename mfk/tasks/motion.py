@@ -210,8 +210,7 @@ def motion_task(
         totals, weights = {}, {}
 
         def count(name: str, values: Tensor, valid: Tensor) -> None:
-            totals[name] = torch.where(valid, values, 0.0).sum()
-            weights[name] = valid.sum()
+            totals[name], weights[name] = losses.masked_sum(values, valid)
 
         count("val_loss", step.mse, step.valid)
         count("mae", step.mae, step.valid)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfk.core.types import Params
 from mfk.kinematics import quaternion_angle
-from mfk.losses import finite_difference_velocity, foot_sliding
+from mfk.losses import finite_difference_velocity, foot_sliding, masked_sum
 from mfk.tasks.motion_features import (
     Anchor,
     Frames,
@@ -157,7 +157,8 @@ def standardised(how: Frames, scale: Params, frames: Tensor) -> tuple[Tensor, An
 
 def masked_mean(values: Tensor, valid: Tensor) -> float:
     """The mean of the values [...] that count; NaN if none does."""
-    return float(torch.where(valid, values, 0.0).sum() / valid.sum())
+    total, weight = masked_sum(values, valid)
+    return float(total / weight)
 
 
 def _plain(scale: Params, x: Tensor) -> Tensor:
