@@ -60,6 +60,21 @@ def check_key(key: Tensor | None, rows: tuple[int, ...]) -> None:
         raise ValueError(f"key: expected the shape {rows}, one number per row, got {tuple(key.shape)}")
 
 
+def check_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, whose: str) -> None:
+    """A further input has exactly this shape (ValueError) and floating-point `dtype` (TypeError)."""
+    _check_dtype(name, x, dtype, whose)
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, got {tuple(x.shape)}")
+
+
+def check_exact(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What no network casts, labels and masks, has exactly this shape (ValueError) and dtype (TypeError)."""
+    if not isinstance(x, Tensor) or x.dtype != dtype:
+        raise TypeError(f"{name}: expected a tensor of {dtype}, got {describe(x)}")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, got {tuple(x.shape)}")
+
+
 def _check_dtype(name: str, x: Tensor, dtype: torch.dtype, whose: str) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {describe(x)}")
