@@ -7,6 +7,7 @@ from mfk.nn.motion_mlp import MotionMLP
 from mfk.nn.root_mean_square import RMSNorm
 from mfk.nn.rotary import apply_rotary
 from mfk.nn.self_attention import SelfAttention, attention
+from mfk.nn.stick_denoiser import StickDenoiser
 from mfk.nn.stick_transformer import STICK_PRESETS, StickCache, StickOutput, StickSizes, StickTransformer
 from mfk.nn.times import time_features
 from mfk.nn.transformer import MotionTransformer
@@ -21,6 +22,7 @@ __all__ = [
     "RMSNorm",
     "SelfAttention",
     "StickCache",
+    "StickDenoiser",
     "StickOutput",
     "StickSizes",
     "StickTransformer",

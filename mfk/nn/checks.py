@@ -23,11 +23,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}")
 
 
-def check_frames(x: Tensor, inputs: int, dtype: torch.dtype) -> None:
+def check_frames(x: Tensor, inputs: int, dtype: torch.dtype, name: str = "x") -> None:
     """Frames are [B, T, inputs] with T >= 1 (ValueError), in the parameters' `dtype` (TypeError)."""
-    _check_dtype("x", x, dtype, "the network's")
+    _check_dtype(name, x, dtype, "the network's")
     if x.ndim != 3 or x.shape[2] != inputs or x.shape[1] < 1:
-        raise ValueError(f"x: expected the shape [B, T, {inputs}] with T >= 1, got {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected the shape [B, T, {inputs}] with T >= 1, got {tuple(x.shape)}")
 
 
 def check_condition(condition: Tensor | None, width: int, x: Tensor, *, per_frame: bool) -> None:

@@ -61,5 +61,6 @@ def _check_positions(positions: Tensor, shape: tuple[int, ...]) -> None:
     fits = len(given) == len(shape) and all(a in (1, b) for a, b in zip(given, shape, strict=True))
     if given != shape[-1:] and not (fits and given[-1] == shape[-1]):
         raise ValueError(
-            f"positions: expected the shape {shape[-1:]} or {shape}, where all but the last may be 1, got {given}"
+            f"positions: expected the shape {shape[-1:]} or {shape}, where all but the last may be 1, "
+            f"got {given}"
         )

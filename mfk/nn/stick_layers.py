@@ -1,6 +1,8 @@
-"""What a transformer of stick figures is made of: layers with a cache, projections into it, heads out of it."""
+"""What a transformer of stick figures is made of: layers with a cache, ways into it and out of it."""
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,26 @@ def start_xavier(net: nn.Module) -> None:
         if p.ndim > 1:
             for matrix in p.chunk(3) if name.endswith("qkv.weight") else (p,):
                 nn.init.xavier_uniform_(matrix)
+
+
+@overload
+def fill(x: Tensor, valid: Tensor) -> Tensor: ...
+@overload
+def fill(x: Tensor | None, valid: Tensor) -> Tensor | None: ...
+def fill(x: Tensor | None, valid: Tensor) -> Tensor | None:
+    """Zeros where a frame [B, T, F] is not valid [B, T], whatever stands there."""
+    return None if x is None else torch.where(valid.unsqueeze(-1), x, 0.0)
+
+
+def seen(valid: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Which places may be attended to, [B, 1, 1, 1 + T], and where each one is, [B, 1, 1 + T].
+
+    The text is at 0 and the first valid frame at 1, wherever its row starts.
+    """
+    before = (valid.cumsum(1) == 0).sum(1, keepdim=True)
+    mask = torch.cat((torch.ones_like(valid[:, :1]), valid), 1)
+    moved = torch.cat((places[:1].expand(len(valid), 1), places[1:] - before), 1)
+    return mask[:, None, None], moved.unsqueeze(1)
 
 
 def _written(memory: Tensor, new: Tensor, start: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mfk.core.types import describe
 from mfk.nn.checks import check_choice, check_exact, check_frames, check_input, check_key, check_sizes
 from mfk.nn.keyed_dropout import check_rate
-from mfk.nn.stick_layers import Embed, Head, Past, StickLayer, start_xavier
+from mfk.nn.stick_layers import Embed, Head, Past, StickLayer, fill, seen, start_xavier
 
 CONDITIONS = ("actions", "camera", "partner")
 ENVIRONMENTS, PHYSICS = 32, 6
@@ -195,7 +195,7 @@ class StickTransformer(nn.Module):
         self._check(x, text, actions, camera, valid, key, partner)
         past = self._cache(cache, x, text, valid, key)
         if valid is not None:
-            x, camera, partner = _fill(x, valid), _fill(camera, valid), _fill(partner, valid)
+            x, camera, partner = fill(x, valid), fill(camera, valid), fill(partner, valid)
             actions = None if actions is None else torch.where(valid, actions, -1)
         h = self.motion(x, key)
         if actions is not None and self.action_table is not None and self.action is not None:
@@ -214,7 +214,7 @@ class StickTransformer(nn.Module):
         if past is not None:
             mask = torch.arange(length + h.shape[1], device=x.device) <= places.unsqueeze(1)
         if valid is not None:
-            mask, places = _seen(valid, places)
+            mask, places = seen(valid, places)
         layers: list[Past] = []
         for i, layer in enumerate(self.layers):
             h, left = layer(h, places, mask, key, None if past is None else past.layers[i], length)
@@ -299,22 +299,3 @@ def _check_width(width: int, heads: int) -> None:
         raise ValueError(f"heads: expected an even width of each, for rotations, got {width} / {heads}")
     if width % 4:
         raise ValueError(f"width: expected a multiple of 4, for the heads' hidden widths, got {width}")
-
-
-@overload
-def _fill(x: Tensor, valid: Tensor) -> Tensor: ...
-@overload
-def _fill(x: Tensor | None, valid: Tensor) -> Tensor | None: ...
-def _fill(x: Tensor | None, valid: Tensor) -> Tensor | None:
-    return None if x is None else torch.where(valid.unsqueeze(-1), x, 0.0)
-
-
-def _seen(valid: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Which places may be attended to, [B, 1, 1, 1 + T], and where each one is, [B, 1, 1 + T].
-
-    The text is at 0 and the first valid frame at 1, wherever its row starts.
-    """
-    before = (valid.cumsum(1) == 0).sum(1, keepdim=True)
-    mask = torch.cat((torch.ones_like(valid[:, :1]), valid), 1)
-    moved = torch.cat((places[:1].expand(len(valid), 1), places[1:] - before), 1)
-    return mask[:, None, None], moved.unsqueeze(1)
