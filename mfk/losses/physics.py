@@ -146,7 +146,7 @@ def jerk(x: Tensor, fps: float) -> Tensor:
         raise ValueError(f"x: expected a shape [..., T, D] with T >= 4 frames, got {tuple(x.shape)}")
     check_positive("fps", fps)
     third = x.diff(n=3, dim=-2)
-    return length(third).mean((-2, -1)) * fps**3
+    return (length(third) * fps**3).mean((-2, -1))
 
 
 def _check_pair(rows: dict[str, Tensor]) -> None:
