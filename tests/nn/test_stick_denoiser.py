@@ -99,9 +99,11 @@ def test_meanflow_trains_it() -> None:
 
 def test_vmap_over_samples() -> None:
     net, given = small().double(), inputs()
-    names = list(given)
-    one = vmap(lambda *row: net(**{n: x[None] for n, x in zip(names, row, strict=True)})[0])
-    torch.testing.assert_close(one(*given.values()), net(**given), rtol=1e-10, atol=1e-12)
+
+    def one(row: dict[str, Tensor]) -> Tensor:
+        return net(**{n: x[None] for n, x in row.items()})[0]
+
+    torch.testing.assert_close(vmap(one)(given), net(**given), rtol=1e-10, atol=1e-12)
 
 
 def test_autocast() -> None:

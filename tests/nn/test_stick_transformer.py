@@ -17,6 +17,7 @@ import mfk
 from mfk.core.model import stateless
 from mfk.losses import squared_error
 from mfk.nn import STICK_PRESETS, StickOutput, StickTransformer
+from mfk.nn.stick_layers import Embed, Head, StickLayer
 from mfk.optim import decays_by_name
 
 
@@ -237,8 +238,9 @@ def test_dropout_belongs_to_the_row_and_its_places_differ() -> None:
     torch.testing.assert_close(torch.cat(parts), whole[[0, 2, 1, 3]])
     assert not torch.allclose(net(**given).pose, whole)
     assert not torch.allclose(net(**given, key=key + 1).pose, whole)
-    sites = [m.site for m in net.modules() if hasattr(m, "site")]
-    places = sites + [site + 1 for site in sites if site >= 11]
+    once = [m.site for m in net.modules() if isinstance(m, Embed | Head)]
+    twice = [m.site for m in net.modules() if isinstance(m, StickLayer)]
+    places = once + twice + [site + 1 for site in twice]
     assert len(set(places)) == len(places) == 5 + 6 + 2 * 2
 
 
@@ -260,9 +262,11 @@ def test_derivatives_against_finite_differences() -> None:
 
 def test_vmap_over_samples() -> None:
     net, given = small().double(), padded(inputs(4), 0, 1, float("nan"))
-    names = list(given)
-    one = vmap(lambda *row: net(**{n: x[None] for n, x in zip(names, row, strict=True)}).pose[0])
-    torch.testing.assert_close(one(*given.values()), net(**given).pose, rtol=1e-10, atol=1e-12)
+
+    def one(row: dict[str, Tensor]) -> Tensor:
+        return net(**{n: x[None] for n, x in row.items()}).pose[0]
+
+    torch.testing.assert_close(vmap(one)(given), net(**given).pose, rtol=1e-10, atol=1e-12)
 
 
 def test_traced_gradient_is_the_eager_one() -> None:
