@@ -45,8 +45,9 @@ def check_fps(fps: float) -> None:
 
 
 def shown_frames(path: Path, frames: int, fps: float) -> range:
-    """The frames that the file will hold: all, or of more than 50 per second every second one, or fewer, of
-    a .gif, which programs would slow down.
+    """The frames that the file will hold: all but in a .gif of more than 50 per second.
+
+    There it is every second one, or fewer: programs would slow such a .gif down.
     """
     return range(0, frames, math.ceil(fps / _BROWSERS) if path.suffix == ".gif" else 1)
 
