@@ -1,4 +1,8 @@
-"""One stick figure in matplotlib's axes: its place, the ground, and what changes from frame to frame."""
+"""One stick figure in matplotlib's axes: its place, the ground, and what changes from frame to frame.
+
+Source of the segments' order and ends: github.com/gestura-ai/stick-gen, src/data_gen/joint_utils.py, and its
+20-D predecessor.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,7 @@ def panel(axes: Any, x: np.ndarray, ground: float, side: float) -> Callable[[int
         feet = np.stack([np.stack([at, at], 1), np.full((len(at), 2), ground)], -1)
         feet[:, 1, 1] -= 0.02 * side
         ticks.set_data(*_joined(feet).T)
-        for number, i in zip(numbers, range(len(numbers)), strict=True):
+        for i, number in enumerate(numbers):
             seen = i < len(places) and abs(at[i]) < 0.46 * side  # not cut by the edge
             number.set_text(f"{places[i] * step:g}" if seen else "")
             if seen:
@@ -108,6 +112,6 @@ def _joined(ends: np.ndarray) -> np.ndarray:
 
 
 def _step(side: float) -> float:
-    """The distance between marks on the ground: 1, 2 or 5 times a power of ten, 3 to 10 to a side."""
+    """The distance between marks on the ground: 1, 2 or 5 times a power of ten, 3 to 8 to a side."""
     magnitude = 10.0 ** math.floor(math.log10(side / 3))
     return magnitude * max(factor for factor in (1, 2, 5) if factor * magnitude <= side / 3)

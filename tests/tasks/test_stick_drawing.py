@@ -222,7 +222,8 @@ def test_mistakes_of_sheets_and_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^path: expected NAME.png"):
         contact_sheet(tmp_path / "a.gif", walk(9))
     for name in ("columns", "rows"):
-        for value in (0, 1.5, True):
+        for wrong in (0, 1.5, True):
+            value: Any = wrong
             with pytest.raises(ValueError, match=f"^{name}: expected an integer >= 1"):
                 contact_sheet(tmp_path / "a.png", walk(9), **{name: value})
     with pytest.raises(ValueError, match=r"^columns: expected rows \* columns <= 9, the frames, got 10"):
