@@ -47,7 +47,7 @@ COMMON = ("--lr", "1e-3", "--warmup-steps", "100", "--mirror")
 MODELS = {
     "transformer": (
         "transformer", "--width", "256", "--feedforward", "512", "--horizon", "12", *COMMON,
-        "--steps", "1600",
+        "--steps", "2400",
     ),
     # Chosen on the clips of cgspeed_daz that pick the checkpoint: 0.60 there; 3,000 steps of the preset 0.70.
     "mlp": (
