@@ -25,6 +25,7 @@ class StickDenoiser(nn.Module):
     Args:
         inputs: width of a frame.
         text: width of a text's embedding; 0: there is none.
+        given: width of what is said of each frame of the motion to refine; None: it is that motion, `inputs`.
         widths: channels of each level of the U-Net, multiples of 8.
         times: width of the times' features and their part of the condition, a multiple of 4.
         condition: width of the text's part of the condition.
@@ -42,6 +43,7 @@ class StickDenoiser(nn.Module):
         inputs: int = 20,
         text: int = 1024,
         *,
+        given: int | None = None,
         widths: Sequence[int] = (64, 128, 256),
         times: int = 128,
         condition: int = 128,
@@ -51,14 +53,16 @@ class StickDenoiser(nn.Module):
         super().__init__()
         check_sizes(inputs=inputs, times=times, condition=condition, blocks=blocks)
         check_sizes(0, text=text)
+        given = inputs if given is None else given
+        check_sizes(given=given)
         if times % 4:
             raise ValueError(f"times: expected a multiple of 4, for sines and cosines of two, got {times}")
-        self.inputs, self.text, self.times = inputs, text, times
+        self.inputs, self.given, self.text, self.times = inputs, given, text, times
         self.time = nn.Sequential(nn.Linear(times, times), nn.SiLU(), nn.Linear(times, times))
         # Beside the times' bias it needs none, and no text is then one of zeros.
         self.said = nn.Linear(text, condition, bias=False) if text else None
         self.unet = UNet1D(
-            2 * inputs,
+            inputs + given,
             inputs,
             times + (condition if text else 0),
             widths=widths,
@@ -68,11 +72,11 @@ class StickDenoiser(nn.Module):
         )
 
     def forward(self, z: Tensor, given: Tensor, r: Tensor, t: Tensor, text: Tensor | None = None) -> Tensor:
-        """Motions on the way, [B, T, inputs], and the ones to refine, of the same shape -> [B, T, inputs].
+        """Motions on the way, [B, T, inputs], and those to refine, [B, T, given] -> [B, T, inputs].
 
         Args:
             z: [B, T, inputs].
-            given: [B, T, inputs].
+            given: [B, T, given].
             r: time of z, [B, 1].
             t: time that the step leads to, [B, 1].
             text: [B, text]; None is the same as zeros.
@@ -80,7 +84,7 @@ class StickDenoiser(nn.Module):
         Raises:
             ValueError: shapes other than these. TypeError: dtypes other than the parameters'.
         """
-        _check(z, given, r, t, self.inputs, self.unet.leave.weight.dtype)
+        _check(z, given, r, t, (self.inputs, self.given), self.unet.leave.weight.dtype)
         half = self.times // 2
         condition = self.time(torch.cat((time_features(r, half), time_features(t, half)), -1))
         if text is not None and self.said is None:
@@ -96,8 +100,10 @@ class StickDenoiser(nn.Module):
         return self.unet(torch.cat((z, given), -1), condition.to(z.dtype))
 
 
-def _check(z: Tensor, given: Tensor, r: Tensor, t: Tensor, inputs: int, dtype: torch.dtype) -> None:
-    check_frames(z, inputs, dtype, "z")
-    check_input("given", given, tuple(z.shape), z.dtype, "z's")
+def _check(
+    z: Tensor, given: Tensor, r: Tensor, t: Tensor, sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
+    check_frames(z, sizes[0], dtype, "z")
+    check_input("given", given, (*z.shape[:2], sizes[1]), z.dtype, "z's")
     check_input("r", r, (z.shape[0], 1), z.dtype, "z's")
     check_input("t", t, (z.shape[0], 1), z.dtype, "z's")
