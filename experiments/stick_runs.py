@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from mfk.data.stick import ACTIONS, FPS
-from mfk.data.stick_text import action_schedule
+from mfk.data.stick_words import action_schedule
+from mfk.data.text_hash import embed_text
 
 from mfk import train
 from mfk.core import config, tree
@@ -135,7 +136,7 @@ def compose(
         raise ValueError(f"seconds: expected a positive number, got {seconds}")
     frames = round(seconds * FPS)
     told = schedule(text, frames, actions) if nets.config.condition_actions else None
-    embedding = stick_data.embed([text], settings.net.embedding_dim, settings.data.encoder)[0]
+    embedding = embed_text([text], settings.data.encoder, settings.net.embedding_dim)[0]
 
     def progress(done: int, total: int) -> None:
         print(f"\r{done}/{total} frames\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)

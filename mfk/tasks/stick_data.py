@@ -19,7 +19,7 @@ from mfk.core.types import Batch, Params
 from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
 from mfk.data.stick_files import read_stick
 from mfk.data.stick_generate import generate_stick
-from mfk.data.text_hash import hash_text
+from mfk.data.text_hash import embed_text
 from mfk.tasks.stick_features import fit_stick
 
 VARIABLE = "TRAIN_DATA_PATH"
@@ -163,16 +163,7 @@ def embedded(clip: StickClip, width: int, encoder: str, where: str) -> StickClip
                 f"got {tuple(clip.embedding.shape)}"
             )
         return clip
-    return clip._replace(embedding=embed([clip.description], width, encoder)[0])
-
-
-def embed(texts: Sequence[str], width: int, encoder: str) -> Tensor:
-    """Embeddings of texts, [N, width]; of an empty one zeros."""
-    if encoder != "hash":
-        from mfk.data.text_hash import embed_text
-
-        return embed_text(texts, encoder, width)
-    return hash_text(texts, width)
+    return clip._replace(embedding=embed_text([clip.description], encoder, width)[0])
 
 
 def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str) -> Batch:
