@@ -16,8 +16,8 @@ _ARM, _LEG = 0.43, 0.775  # of each of the two bones
 def pose_frames(points: Tensor, width: int) -> Tensor:
     """Frames of a pose at scale 1 that faces +x.
 
-    In frames of 48 all twelve bones keep their lengths: knees bend forwards, elbows below raised arms, and where a
-    hand or foot of the pose is out of reach, the limb is stretched towards it.
+    In frames of 48 all twelve bones keep their lengths: knees bend forwards, elbows hang below raised arms.
+    Where a hand or foot of the pose is out of reach, the limb is stretched towards it.
 
     Args:
         points: [..., 6, 2] in the order of `mfk.data.stick_actions.POINTS`.

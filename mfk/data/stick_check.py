@@ -55,8 +55,8 @@ RULES = (
     "physics",
     "environment",
 )
-"""text: there is none. finite: a number is not. speed, acceleration, length, gap: see `StickLimits`. actions: a
-number that is no place in ACTIONS. physics: not those of the motion. environment: a name without a class."""
+"""text: there is none. finite: a number is not. speed, acceleration, length, gap: see `StickLimits`. actions:
+a number that is no place in ACTIONS. physics: not those of the motion. environment: a name without a class."""
 
 DEFAULT_LIMITS = StickLimits()
 

@@ -44,7 +44,7 @@ _JOINTS = {"neck": "neck", "head": "head", "chest": "chest"} | {
         ("ankle", "foot"),
     )
 }
-_FAR, _STRAIGHT = 1.5, 0.5  # units between first and last frame, and share of the path, of one who goes on
+_FAR, _NARROW = 1.5, 2.0  # how long a path is that has a direction, in units and in its own breadths
 
 
 def stick_from_bvh(
@@ -60,10 +60,10 @@ def stick_from_bvh(
     """Recordings in centimetres, y up, as clips of 25 frames/s in figure units (0.68 m).
 
     Joints' places in the world are interpolated linearly in time and projected onto one vertical plane for
-    the whole clip. Its horizontal axis is the way from the root's first place to its last, if that is at
-    least 1.5 units and half of the path: who walks is seen from the side and goes towards +x. Else it is the
-    way from the left to the right hip in the first frame: who stays is seen from the front or back. The root
-    begins at x = 0, and the lowest place of an ankle is y = 0. A limb that turns out of the plane is seen
+    the whole clip. Its horizontal axis is the main direction of the root's path on the ground, if that is 1.5
+    units long or more and twice as long as broad: who walks is seen from the side and goes towards +x first.
+    Else it is the way from the left to the right hip in the first frame: who stays is seen from behind. The
+    root begins at x = 0, and the lowest place of an ankle is y = 0. A limb that turns out of the plane is seen
     shortened: that is no fault of the recording, though `check_stick` reports it.
 
     Args:
@@ -144,14 +144,16 @@ def _clip(
 def _axis(path: Path, points: Mapping[str, Tensor]) -> Tensor:
     """The horizontal axis of the picture, a unit vector [2] of x and z in the world."""
     root = points["pelvis"][:, [0, 2]]
-    way = root[-1] - root[0]
-    path_length = float(root.diff(dim=0).norm(dim=-1).sum())
-    if float(way.norm()) < max(_FAR, _STRAIGHT * path_length):
-        way = (points["right_hip"] - points["left_hip"])[0, [0, 2]]
+    apart = root - root.mean(0)
+    main = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, 1]
+    along = (root - root[0]) @ main
+    across = (root - root[0]) @ torch.stack((-main[1], main[0]))
+    length, breadth = (float(x.max() - x.min()) for x in (along, across))
+    if length >= max(_FAR, _NARROW * breadth):
+        return main * along[along.abs().argmax()].sign()
+    way = (points["right_hip"] - points["left_hip"])[0, [0, 2]]
     if float(way.norm()) < 1e-6:
-        raise ValueError(
-            f"{path}: expected hips beside each other in the first frame, got one above the other"
-        )
+        raise ValueError(f"{path}: expected hips beside each other in the first frame, got none so")
     return way / way.norm()
 
 
@@ -172,9 +174,7 @@ def _index(path: Path) -> dict[str, dict[str, str]]:
         if empty := [name for name in _COLUMNS if not row[name]]:
             raise ValueError(f"{path}: row {line}: expected something under {empty[0]!r}, got nothing")
         if row["clip"] in found:
-            raise ValueError(
-                f"{path}: row {line}: expected clips of different names, got {row['clip']!r} twice"
-            )
+            raise ValueError(f"{path}: row {line}: expected clips of other names, got {row['clip']!r} twice")
         found[row["clip"]] = row
     return found
 
