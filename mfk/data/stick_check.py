@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -56,9 +56,12 @@ RULES = (
     "environment",
 )
 """text: there is none. finite: a number is not. speed, acceleration, length, gap: see `StickLimits`. actions:
-a number that is no place in ACTIONS. physics: not those of the motion. environment: a name without a class."""
+a number that is no place in ACTIONS. physics: not the motion's. environment: a name without a class."""
 
 DEFAULT_LIMITS = StickLimits()
+
+# (rule, frame, value, limit, detail)
+Found: TypeAlias = Callable[[str, int | None, float | None, float | None, str], None]
 
 
 def check_stick(
@@ -140,7 +143,7 @@ def _check(number: int, clip: StickClip, limits: StickLimits, fps: float) -> lis
 
 
 def _check_motion(
-    motion: Tensor, physics: Tensor | None, limits: StickLimits, fps: float, name: str, found
+    motion: Tensor, physics: Tensor | None, limits: StickLimits, fps: float, name: str, found: Found
 ) -> None:
     """The rules of one figure's motion, [T, D] in float64."""
     own = stick_physics(motion, fps)

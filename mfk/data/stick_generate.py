@@ -128,8 +128,7 @@ def generate_stick(
     and in half of the clips left and right. Poses are computed for the frames' own times: nothing is
     interpolated or padded. In flight the neck's acceleration is that of the environment's gravity, whatever
     speed and size. The camera is at the first figure's hip in x and in standing height, with zoom 1.
-    A clip's meta says
-    seed, number, actions with their first frames, and what was changed.
+    A clip's meta says seed, number, actions with their first frames, and what was changed.
 
     Args:
         count: how many clips.

@@ -63,8 +63,8 @@ def stick_from_bvh(
     the whole clip. Its horizontal axis is the main direction of the root's path on the ground, if that is 1.5
     units long or more and twice as long as broad: who walks is seen from the side and goes towards +x first.
     Else it is the way from the left to the right hip in the first frame: who stays is seen from behind. The
-    root begins at x = 0, and the lowest place of an ankle is y = 0. A limb that turns out of the plane is seen
-    shortened: that is no fault of the recording, though `check_stick` reports it.
+    root begins at x = 0, and the lowest place of an ankle is y = 0. A limb that turns out of the plane is
+    seen shortened: that is no fault of the recording, though `check_stick` reports it.
 
     Args:
         folder: of the extracted archives; files lie in it as the index says.
