@@ -1,4 +1,4 @@
-"""Files of stick figures: what is written is read; what is wrong is refused, with file, clip and key named."""
+"""Files of stick figures: what is written is read; what is wrong is refused, naming file, clip and key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mfk.data import StickClip, generate_stick, read_stick, write_stick
 
@@ -23,7 +24,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert len(found) == 4
     for a, b in zip(clips, found, strict=True):
         for x, y in zip(a, b, strict=True):
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+            assert torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y
     # Others read it too, as the list of dicts that the format is.
     plain = torch.load(path, weights_only=True)
     assert plain[3]["description"] == "a person waits" and "actions" not in plain[3]
