@@ -41,8 +41,10 @@ from mfk.data.stick import (
 )
 from mfk.data.stick_actions import GENERATED_ACTIONS, stick_pose
 from mfk.data.stick_augment import mirror_stick, resample_labels, resample_stick, scale_stick, shift_stick
+from mfk.data.stick_check import StickFinding, StickLimits, check_stick, drop_found
 from mfk.data.stick_files import read_stick, write_stick
 from mfk.data.stick_generate import generate_stick, schedule_motion
+from mfk.data.stick_mocap import stick_from_bvh
 from mfk.data.stick_words import ACTION_WORDS, action_schedule
 from mfk.data.tensors import read_tensors
 from mfk.data.text_hash import embed_text, hash_text
@@ -78,6 +80,8 @@ __all__ = [
     "Skeleton",
     "Space",
     "StickClip",
+    "StickFinding",
+    "StickLimits",
     "Up",
     "WindowConfig",
     "Windows",
@@ -88,8 +92,10 @@ __all__ = [
     "batches_of",
     "bvh_frames",
     "check_augment",
+    "check_stick",
     "clip_starts",
     "draw_ik",
+    "drop_found",
     "embed_text",
     "find_windows",
     "five_segments",
@@ -126,6 +132,7 @@ __all__ = [
     "split_rows",
     "split_segments",
     "stick_frames",
+    "stick_from_bvh",
     "stick_physics",
     "stick_points",
     "stick_pose",

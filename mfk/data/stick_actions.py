@@ -206,7 +206,8 @@ def _jump(t: Tensor, gravity: float, until: float) -> list[Tensor]:
     up = off - _DOWN - push
     height = torch.where(off < _DOWN, down, torch.where(up < 0, rise, up * (_TAKE_OFF - gravity * up / 2)))
     flying = up > 0
-    body = _arms(t, *[_REST + 1.9 * _smooth((off - _DOWN) / (push + 0.2))] * 2)
+    arms = _REST + 1.9 * _smooth((off - _DOWN) / (push + 0.2))
+    body = _arms(t, arms, arms)
     move = _point(0.0 * t, height)
     planted = _point(0.0 * t, torch.where(flying, height, 0.0))
     return [point + (planted if place in (2, 3) else move) for place, point in enumerate(body)]

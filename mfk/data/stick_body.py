@@ -10,14 +10,14 @@ from mfk.data.stick_actions import POINTS
 
 # Units, at scale 1, of the figure of 48 numbers.
 _HEAD, _CHEST, _SHOULDER, _DROP, _PELVIS = 0.5, 0.45, 0.15, 0.1, 0.1
-_ARM, _LEG = 0.475, 0.8  # of each of the two bones
+_ARM, _LEG = 0.43, 0.775  # of each of the two bones
 
 
 def pose_frames(points: Tensor, width: int) -> Tensor:
     """Frames of a pose at scale 1 that faces +x.
 
-    In frames of 48 all twelve bones keep their lengths: knees bend forwards and elbows backwards, and where a
-    hand or foot of the pose is out of reach, the limb is stretched towards it.
+    In frames of 48 all twelve bones keep their lengths: knees bend forwards, elbows hang below raised arms.
+    Where a hand or foot of the pose is out of reach, the limb is stretched towards it.
 
     Args:
         points: [..., 6, 2] in the order of `mfk.data.stick_actions.POINTS`.
@@ -48,7 +48,7 @@ def pose_frames(points: Tensor, width: int) -> Tensor:
     for side, sign in (("left", -1.0), ("right", 1.0)):
         shoulder = neck + sign * _SHOULDER * out - _DROP * up
         found[f"{side}_shoulder"] = shoulder
-        found[f"{side}_elbow"], found[f"{side}_wrist"] = _bent(shoulder, given[f"{side}_hand"], _ARM, -1.0)
+        found[f"{side}_elbow"], found[f"{side}_wrist"] = _bent(shoulder, given[f"{side}_hand"], _ARM, -sign)
         hip = found[f"{side}_hip"]
         found[f"{side}_knee"], found[f"{side}_ankle"] = _bent(hip, given[f"{side}_foot"], _LEG, 1.0)
     return stick_frames(found, 48)

@@ -123,12 +123,12 @@ def generate_stick(
 ) -> list[StickClip]:
     """Clips of random actions, alone or one after the other, with texts that say what is done and where.
 
-    Clip i depends on `seed`, i and the other arguments, not on `count`. Augmentation changes speed, U(.8, 1.2),
-    size, U(.9, 1.1), place, U(-.5, .5) along x alone, so that the ground stays at y = 0, and in half the clips
-    left and right. Poses are computed for the frames' own times, so that nothing is interpolated or padded.
-    In flight the neck's acceleration is that of the environment's gravity, whatever speed and size.
-    The camera is at the first figure's hip in x and in standing height, with zoom 1. A clip's meta says
-    seed, number, actions with their first frames, and what was changed.
+    Clip i depends on `seed`, i and the other arguments, not on `count`. Augmentation changes the speed,
+    U(.8, 1.2), the size, U(.9, 1.1), the place, U(-.5, .5) along x alone, so that the ground stays at y = 0,
+    and in half of the clips left and right. Poses are computed for the frames' own times: nothing is
+    interpolated or padded. In flight the neck's acceleration is that of the environment's gravity, whatever
+    speed and size. The camera is at the first figure's hip in x and in standing height, with zoom 1.
+    A clip's meta says seed, number, actions with their first frames, and what was changed.
 
     Args:
         count: how many clips.
