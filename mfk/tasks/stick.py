@@ -15,8 +15,8 @@ from mfk.core.types import Aux, Batch, Metrics, Params, Rows, Task, Tree
 from mfk.data.stick import ENVIRONMENTS, FPS, GRAVITIES, GRAVITY
 from mfk.losses import TimeConfig
 from mfk.tasks import stick_refine
-from mfk.tasks.stick_features import foot_heights, see
-from mfk.tasks.stick_net import StickNets, next_frames
+from mfk.tasks.stick_features import foot_heights, joined, meant, measured
+from mfk.tasks.stick_net import StickNets, outputs
 
 # Of each environment, in units/s^2; the last, which is number -1, is the earth.
 _GRAVITIES = [GRAVITY * GRAVITIES.get(name, 1.0) for name in ENVIRONMENTS] + [GRAVITY]
@@ -27,7 +27,7 @@ class StickLossConfig:
     """What is added to the loss of the next pose, and how the network is kept from its own mistakes."""
 
     pose: Literal["smooth_l1", "mse"] = "smooth_l1"
-    """Error of the next frame in units of the recent acceleration; mse weighs what is abrupt most."""
+    """Error of the next frame, measured as `mfk.tasks.stick_features.measured` does."""
     temporal: float = 0.1
     """Weight of the error of the predicted frames' differences."""
     action: float = 0.15
@@ -42,6 +42,10 @@ class StickLossConfig:
     """Share of the windows that are seen with noise, as if they were predictions."""
     noise: tuple[float, float] = (3e-4, 3e-2)
     """Least and largest deviation of this noise, in units; drawn evenly by its logarithm."""
+    drift: tuple[float, float] = (3e-3, 0.3)
+    """The same of how far their points stand off, all window long."""
+    recovery: float = 0.2
+    """Share of this distance by which the next frame is to be nearer."""
     text_dropout: float = 0.1
     """Share of the windows whose text is left out."""
     action_dropout: float = 0.5
@@ -72,11 +76,13 @@ def check_stick(config: StickConfig, nets: StickNets) -> None:
         value = getattr(loss, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    for name in ("noisy_share", "text_dropout", "action_dropout"):
+    for name in ("noisy_share", "recovery", "text_dropout", "action_dropout"):
         if not 0 <= getattr(loss, name) <= 1:
             raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(loss, name)!r}")
-    if not 0 < loss.noise[0] <= loss.noise[1] < math.inf:
-        raise ValueError(f"noise: expected 0 < least <= largest, got {loss.noise}")
+    for name in ("noise", "drift"):
+        low, high = getattr(loss, name)
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"{name}: expected 0 < least <= largest, got {(low, high)}")
     if not 0 <= loss.clearance < math.inf:
         raise ValueError(f"clearance: expected a finite number >= 0, got {loss.clearance!r}")
     if config.times != TimeConfig() and not (nets.refine.enabled and nets.refine.refinement == "meanflow"):
@@ -94,7 +100,9 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
                      + physics (L_physics + consistency (L_velocity + L_acceleration) + gravity L_gravity) ]
             + diffusion L_refine
 
-    where positions are measured in the unit of `see` and physics in its deviations. The refinement takes the
+    where poses are compared as `measured`, temporal compares their frame-to-frame differences in the same
+    measure, and physics is in its deviations. Windows that are seen with noise stand off as well; the frame
+    to predict is then nearer to the truth by a share of that. The refinement takes the
     transformer's output as it is: no gradient of its flows back. What is summed and returned is a loss per
     window and the number of windows.
 
@@ -134,12 +142,16 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
             told = uniform("actions") >= settings.action_dropout
             drawn["told"] = torch.where(told[:, None], batch["actions"], -1)
         if settings.noisy_share > 0:
-            low, high = (math.log(x) for x in settings.noise)
-            size = (low + (high - low) * uniform("noise size")).exp()
-            size = torch.where(uniform("noisy") < settings.noisy_share, size, 0.0)
-            shape = tuple(drawn["motion"].shape[1:])
-            noise = rng.normal(rng.key(seed, step, "frame noise"), rows, shape).to(device)
-            drawn["noise"] = size[:, None, None] * noise
+            noisy = uniform("noisy") < settings.noisy_share
+            frames, width = drawn["motion"].shape[1:]
+            for name, bounds, shape in (
+                ("noise", settings.noise, (frames, width)),
+                ("drift", settings.drift, (1, width)),
+            ):
+                low, high = (math.log(x) for x in bounds)
+                size = torch.where(noisy, (low + (high - low) * uniform(f"{name} size")).exp(), 0.0)
+                numbers = rng.normal(rng.key(seed, step, f"frame {name}"), rows, shape).to(device)
+                drawn[name] = size[:, None, None] * joined(numbers)
         if nets.config.dropout > 0:
             key = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
             drawn["key"] = (key * 2**31).long().to(device)
@@ -167,21 +179,23 @@ def _window_loss(
 ) -> tuple[Tensor, Metrics, Tensor]:
     """The loss of each window [B], its parts summed over windows, and the predicted frames [B, T - 1, D]."""
     truth, valid, scale = batch["motion"], batch["valid"][:, 1:], state["scale"]
-    shown = truth + batch["noise"] if "noise" in batch else truth
+    shown, target = truth, truth[:, 1:]
+    if "noise" in batch:
+        shown = truth + batch["noise"] + batch["drift"]
+        target = target + (1 - config.recovery) * batch["drift"]
     told = batch["told"][:, :-1] if nets.config.condition_actions else None
     camera = batch["camera"][:, :-1] if nets.config.condition_camera else None
-    out = next_frames(
+    seen, out = outputs(
         nets, params["net"], state["buffers"]["net"], scale, shown[:, :-1], batch["text"], told, camera,
         batch.get("key"),
     )  # fmt: skip
-    unit = see(scale, shown[:, :-1]).unit
-    target = truth[:, 1:]
     error = losses.smooth_l1_error if config.pose == "smooth_l1" else losses.squared_error
-    made, true = out.pose / unit, target / unit
-    frames = {"pose_loss": error(made, true)}
+    pose, true = meant(seen, out.pose), measured(seen, target)
+    frames = {"pose_loss": error(out.pose, true)}
     parts = [frames["pose_loss"]]
     if config.temporal > 0:
-        frames["temporal"] = _temporal(error, out.pose, target, unit)
+        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (out.pose, true))
+        frames["temporal"] = torch.cat((torch.zeros_like(valid[:, :1]).to(made), error(made, wanted)), 1)
         parts.append(config.temporal * frames["temporal"])
     if config.action > 0:
         frames["action"] = losses.class_error(out.actions, batch["actions"][:, 1:])
@@ -191,7 +205,7 @@ def _window_loss(
         frames["environment"] = losses.class_error(out.environment, label)
         parts.append(config.environment * frames["environment"])
     if config.physics > 0:
-        frames["physics"] = _physics(config, scale, out.physics, out.pose, batch, target)
+        frames["physics"] = _physics(config, scale, out.physics, pose, batch, target)
         parts.append(config.physics * frames["physics"])
     counts = valid.sum(1).clamp(min=1)
 
@@ -199,14 +213,7 @@ def _window_loss(
         return torch.where(valid, x, 0.0).sum(1) / counts
 
     rows = per_window(torch.stack(parts).sum(0))
-    return rows, {name: per_window(x.detach()).sum() for name, x in frames.items()}, out.pose
-
-
-def _temporal(error: object, pose: Tensor, target: Tensor, unit: Tensor) -> Tensor:
-    """Error of the differences between predicted frames, [B, T]; the first frame has none."""
-    assert callable(error)
-    made, true = (losses.finite_difference_velocity(x, 1.0) / unit[:, 1:] for x in (pose, target))
-    return torch.cat((pose.new_zeros(len(pose), 1), error(made, true)), 1)
+    return rows, {name: per_window(x.detach()).sum() for name, x in frames.items()}, pose
 
 
 def _physics(

@@ -1,7 +1,8 @@
 """How a stick figure's frames are seen by a network, and what its output means: causal, frame by frame.
 
-A network corrects constant velocity in units of how much the motion has accelerated just before: a figure
-that hardly moves is then predicted as exactly, for its size, as one that sprints.
+A network corrects constant velocity in units of how much the motion has accelerated just before, and by the
+hyperbolic sine of its output: a figure that hardly moves is predicted as exactly, for its size, as one that
+sprints, and yet a figure at rest may begin to kick.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from mfk.core.types import Params, describe
 from mfk.data.stick import SEGMENTS
 
 _RECENT = 12  # frames whose acceleration gives the unit of a prediction
-FLOOR = 2e-5  # units: float32's rounding of a place ten units from the origin is no motion
+FLOOR = 1e-4  # units: what accelerates less is at rest; float32 rounds places 100 units away by 4e-6
+_MOST = 9.0  # of a network's output: 4,000 units of acceleration
 
 
 class Seen(NamedTuple):
@@ -89,8 +91,16 @@ def see(scale: Params, motion: Tensor) -> Seen:
 
 
 def meant(seen: Seen, out: Tensor) -> Tensor:
-    """The next frames [B, T, D] that a network's output [B, T, D] stands for; shared points agree."""
-    return seen.base + seen.unit * joined(out)
+    """The next frames that a network's output stands for: base + unit sinh(out), [B, T, D]; shared points agree.
+
+    Outputs beyond +-9 count as that.
+    """
+    return seen.base + seen.unit * joined(out.clamp(-_MOST, _MOST).sinh())
+
+
+def measured(seen: Seen, frames: Tensor) -> Tensor:
+    """The output [B, T, D] that stands for the next frames, asinh((frames - base) / unit)."""
+    return ((frames - seen.base) / seen.unit).asinh().clamp(-_MOST, _MOST)
 
 
 def joined(frames: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def generate(
 
 
 def _opening(state: Tree, action: int, seed: int) -> Tensor:
-    known, motion = state["opening_action"], state["opening_motion"]
+    known, motion = state["scale"]["opening_action"], state["scale"]["opening_motion"]
     chosen = torch.arange(len(known)) if action < 0 else (known == action).nonzero()[:, 0]
     if not len(chosen):
         names = [ACTIONS[a] for a in sorted(set(known.tolist()) - {-1})]

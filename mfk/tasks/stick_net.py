@@ -13,7 +13,7 @@ from mfk.core.config import refuse_unused
 from mfk.core.types import Model, Params
 from mfk.data.stick import ACTIONS, SEGMENTS
 from mfk.nn import StickDenoiser, StickOutput, StickTransformer
-from mfk.tasks.stick_features import feature_count, meant, see
+from mfk.tasks.stick_features import Seen, feature_count, meant, see
 
 Refinement: TypeAlias = Literal["ddpm", "meanflow"]
 
@@ -113,9 +113,24 @@ def next_frames(
         camera: [B, T, 3].
         key: [B], int64, of the dropout; None: nothing is dropped.
     """
-    seen = see(scale, motion)
-    out = nets.model.apply(params, buffers, seen.features, text, actions, camera, None, key)
+    seen, out = outputs(nets, params, buffers, scale, motion, text, actions, camera, key)
     return out._replace(pose=meant(seen, out.pose))
+
+
+def outputs(
+    nets: StickNets,
+    params: Params,
+    buffers: Params,
+    scale: Params,
+    motion: Tensor,
+    text: Tensor | None = None,
+    actions: Tensor | None = None,
+    camera: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Seen, StickOutput]:
+    """`next_frames` with the pose as the network has it, see `meant`, and the frames as it saw them."""
+    seen = see(scale, motion)
+    return seen, nets.model.apply(params, buffers, seen.features, text, actions, camera, None, key)
 
 
 def _transformer(config: StickNetConfig, width: int) -> nn.Module:
