@@ -40,10 +40,10 @@ class StickLossConfig:
     """Weight of the refinement's loss."""
     noisy_share: float = 0.5
     """Share of the windows that are seen with noise, as if they were predictions."""
-    noise: tuple[float, float] = (3e-4, 3e-2)
+    noise: tuple[float, float] = (1e-5, 1e-2)
     """Least and largest deviation of this noise, in units; drawn evenly by its logarithm."""
-    drift: tuple[float, float] = (3e-3, 0.3)
-    """The same of how far their points stand off, all window long."""
+    drift: tuple[float, float] = (1e-3, 0.3)
+    """The same of how far points stand off, more and more or less and less along the window."""
     recovery: float = 0.2
     """Share of this distance by which the next frame is to be nearer."""
     text_dropout: float = 0.1
@@ -146,12 +146,14 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
             frames, width = drawn["motion"].shape[1:]
             for name, bounds, shape in (
                 ("noise", settings.noise, (frames, width)),
-                ("drift", settings.drift, (1, width)),
+                ("drift", settings.drift, (2, width)),
             ):
                 low, high = (math.log(x) for x in bounds)
                 size = torch.where(noisy, (low + (high - low) * uniform(f"{name} size")).exp(), 0.0)
                 numbers = rng.normal(rng.key(seed, step, f"frame {name}"), rows, shape).to(device)
                 drawn[name] = size[:, None, None] * joined(numbers)
+            along = torch.linspace(0, 1, frames, device=device)[:, None]
+            drawn["drift"] = (1 - along) * drawn["drift"][:, :1] + along * drawn["drift"][:, 1:]
         if nets.config.dropout > 0:
             key = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
             drawn["key"] = (key * 2**31).long().to(device)
@@ -182,7 +184,7 @@ def _window_loss(
     shown, target = truth, truth[:, 1:]
     if "noise" in batch:
         shown = truth + batch["noise"] + batch["drift"]
-        target = target + (1 - config.recovery) * batch["drift"]
+        target = target + (1 - config.recovery) * batch["drift"][:, :-1]
     told = batch["told"][:, :-1] if nets.config.condition_actions else None
     camera = batch["camera"][:, :-1] if nets.config.condition_camera else None
     seen, out = outputs(

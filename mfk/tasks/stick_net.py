@@ -154,4 +154,4 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
 
 
 def _denoiser(config: StickNetConfig, refine: RefineConfig, width: int) -> nn.Module:
-    return StickDenoiser(width, config.embedding_dim, given=feature_count(width), widths=refine.channels)
+    return StickDenoiser(width, config.embedding_dim, given=3 * width + 2, widths=refine.channels)

@@ -143,9 +143,9 @@ def _unit(given: Tensor) -> Tensor:
 
 
 def _features(scale: Params, given: Tensor, unit: Tensor) -> Tensor:
-    """What the network sees of a prediction [B, T, D]: `see`'s features, accelerations on their own frame."""
+    """What the network sees of a prediction [B, T, D]: pose, velocity and height as of `see`, and its bends."""
     width = given.shape[-1]
-    features = see(scale, given).features
+    seen = see(scale, given).features
     bend = torch.nn.functional.pad(given.diff(n=2, dim=1), (0, 0, 1, 1)) / unit
     size = (unit / scale["acceleration"]).log()
-    return torch.cat((features[..., : 2 * width], bend, features[..., 3 * width : -1], size), -1)
+    return torch.cat((seen[..., : 2 * width], bend.asinh(), seen[..., -2:-1], size), -1)
