@@ -127,9 +127,7 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
     @torch.no_grad()
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
-        drawn = dict(batch)
-        drawn["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-        drawn["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+        drawn = _without_padding(batch)
         device = drawn["motion"].device
 
         def uniform(name: str) -> Tensor:
@@ -137,10 +135,10 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
         told = uniform("text") >= settings.text_dropout
         drawn["text"] = torch.where(told[:, None], batch["text"], 0.0)
-        drawn["told"] = batch["actions"]
+        drawn["told"] = drawn["actions"]
         if nets.config.condition_actions:
             told = uniform("actions") >= settings.action_dropout
-            drawn["told"] = torch.where(told[:, None], batch["actions"], -1)
+            drawn["told"] = torch.where(told[:, None], drawn["actions"], -1)
         if settings.noisy_share > 0:
             noisy = uniform("noisy") < settings.noisy_share
             frames, width = drawn["motion"].shape[1:]
@@ -174,6 +172,16 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
         return _evaluate(nets, settings, params, state, batch)
 
     return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """The batch with zeros, and without labels, in frames that do not count, whatever stands there."""
+    found, valid = dict(batch), batch["valid"]
+    for name in ("motion", "physics", "camera"):
+        if name in found:
+            found[name] = losses.masked_rows(found[name], valid)
+    found["actions"] = torch.where(valid, found["actions"], -1)
+    return found
 
 
 def _window_loss(
@@ -234,7 +242,8 @@ def _physics(
     if config.consistency > 0:
         moved = losses.velocity_consistency(pose[..., :2], velocity, FPS) / fast
         gained = losses.acceleration_consistency(velocity, acceleration, FPS) / fast
-        total = total + config.consistency * torch.cat((moved + gained, last), 1)
+        agree = torch.where(batch["valid"][:, 2:], moved + gained, 0.0)  # both frames of a pair count
+        total = total + config.consistency * torch.cat((agree, last), 1)
     if config.gravity > 0:
         feet = target[..., foot_heights(target.shape[-1])]
         level = torch.where(batch["valid"][:, 1:, None], feet, math.inf).amin((1, 2))
@@ -248,9 +257,7 @@ def _evaluate(
     nets: StickNets, config: StickLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Metrics, Metrics]:
     """Errors on windows as they are: no noise, text told, actions not."""
-    quiet = dict(batch)
-    quiet["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-    quiet["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+    quiet = _without_padding(batch)
     quiet["told"] = torch.full_like(batch["actions"], -1)
     rows, _, pose = _window_loss(nets, config, params, state, quiet)
     # The third frame is the first that constant velocity can predict.
