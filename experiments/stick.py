@@ -14,7 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from stick_commands import COMMANDS, command
-from stick_runs import StickRun, compose, make_ready, report, task_of, trained, write_motion
+from stick_runs import (
+    SAMPLE_SECONDS,
+    StickRun,
+    check_sample,
+    compose,
+    make_ready,
+    report,
+    task_of,
+    trained,
+    write_motion,
+)
 
 from mfk import train
 from mfk.core import cli
@@ -84,6 +94,7 @@ def run(settings: StickRun) -> None:
     """Train as configured, then report on held-out clips and generate a sample."""
     started = time.perf_counter()
     ready = make_ready(settings)
+    check_sample(settings, ready)
     record = stick_data.data_record(settings.data)
     if settings.run.resume is not None:
         train.check_same_data(Path(settings.run.resume), record)
@@ -106,7 +117,7 @@ def run(settings: StickRun) -> None:
     seconds = f"{time.perf_counter() - started:.0f} s until the report"
     report(settings, ready.data, nets, found, result.run, {"this session": seconds})
     if settings.sample_text:
-        made = compose(settings, nets, found, settings.sample_text, 6.0, 0, ())
+        made = compose(settings, nets, found, settings.sample_text, SAMPLE_SECONDS, 0, ())
         for name in ("sample.gif", "sample.png"):
             write_motion(made, result.run / name, settings.sample_text)
 

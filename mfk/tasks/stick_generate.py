@@ -56,6 +56,26 @@ def openings(clips: Sequence[StickClip], seed: int) -> Params:
     }
 
 
+def opening(scale: Params, action: int, seed: int) -> Tensor:
+    """The frames [5, D] with which a motion begins that first does `action`; -1: any.
+
+    Raises:
+        ValueError: the training clips have labels, and none is of this action.
+    """
+    known, motion = scale["opening_action"], scale["opening_motion"]
+    chosen = torch.arange(len(known))
+    if action >= 0 and bool((known >= 0).any()):
+        chosen = (known == action).nonzero()[:, 0]
+    if not len(chosen):
+        names = [ACTIONS[a] for a in sorted(set(known.tolist()) - {-1})]
+        raise ValueError(
+            f"actions: expected to begin with one that the training data had, {', '.join(names)}, "
+            f"got {ACTIONS[action]!r}"
+        )
+    pick = int(rng.uniform(rng.key(seed, "opening"), Rows.all(1), (), torch.float64)[0] * len(chosen))
+    return motion[chosen[pick]]
+
+
 @torch.no_grad()
 def generate(
     nets: StickNets,
@@ -71,9 +91,10 @@ def generate(
 ) -> Made:
     """A motion of `frames` frames; the same for the same arguments.
 
-    It begins with the opening of a training clip, of the first action where there is one; `seed` draws which,
-    and the noise of the refinement. Every further frame is what the transformer says comes after those
-    before it. A refinement then takes all of it at once, and leaves the opening as it is.
+    It begins with the opening of a training clip, of the first action where there is one and the training
+    clips have labels; `seed` draws which, and the noise of the refinement. Every further frame is what the
+    transformer says comes after those before it. A refinement then takes all of it at once, and leaves the
+    opening as it is.
 
     Args:
         nets: as of `stick_nets`.
@@ -97,10 +118,12 @@ def generate(
     told = torch.full((frames,), -1) if actions is None else actions
     if told.shape != (frames,) or told.dtype != torch.int64:
         raise ValueError(f"actions: expected int64 of the shape ({frames},), got {describe(told)}")
+    if bool(((told < -1) | (told >= len(ACTIONS))).any()):
+        raise ValueError(f"actions: expected places in ACTIONS, 0 to {len(ACTIONS) - 1}, or -1, got others")
     if actions is not None and not nets.config.condition_actions and bool((told >= 0).any()):
         raise ValueError("actions: the network was built without condition_actions")
     motion = torch.zeros(1, frames, width)
-    motion[0, :OPENING] = _opening(state, int(told[0]), seed)
+    motion[0, :OPENING] = opening(state["scale"], int(told[0]), seed)
     said = told.clone()
     step = (
         _cached_steps(nets, params, state, text, frames)
@@ -112,7 +135,7 @@ def generate(
         if t + 1 >= OPENING:
             motion[:, t + 1] = out.pose
         if int(told[t + 1]) < 0:
-            said[t + 1] = out.actions.argmax(-1)[0]
+            said[t + 1] = out.actions[0, : len(ACTIONS)].argmax()  # the head may have more
         if progress is not None:
             progress(t + 2, frames)
     if nets.denoiser is None:
@@ -122,19 +145,6 @@ def generate(
     refined = motion.clone()
     refined[:, OPENING:] = better[:, OPENING - 1 :]
     return Made(refined[0], said, motion[0])
-
-
-def _opening(state: Tree, action: int, seed: int) -> Tensor:
-    known, motion = state["scale"]["opening_action"], state["scale"]["opening_motion"]
-    chosen = torch.arange(len(known)) if action < 0 else (known == action).nonzero()[:, 0]
-    if not len(chosen):
-        names = [ACTIONS[a] for a in sorted(set(known.tolist()) - {-1})]
-        raise ValueError(
-            f"actions: expected to begin with one that the training data had, {', '.join(names)}, "
-            f"got {ACTIONS[action]!r}"
-        )
-    pick = int(rng.uniform(rng.key(seed, "opening"), Rows.all(1), (), torch.float64)[0] * len(chosen))
-    return motion[chosen[pick]]
 
 
 def _whole_steps(

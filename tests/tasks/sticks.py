@@ -31,10 +31,14 @@ def clips(count: int = 6, frames: int = 90, *, width: int = 20, **more: Any) -> 
     return [stick_data.embedded(clip, TEXT, "hash", "clip") for clip in made]
 
 
-def motions(count: int = 3, frames: int = 30, *, width: int = 20, dtype: torch.dtype = torch.float32) -> Tensor:
+def motions(
+    count: int = 3, frames: int = 30, *, width: int = 20, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Frames [B, T, D] of figures that do different things."""
     names = ("walk", "wave", "idle", "kick", "sprint")
-    made = [generate_stick(1, seed=i, frames=frames, width=width, actions=[names[i % 5]]) for i in range(count)]
+    made = [
+        generate_stick(1, seed=i, frames=frames, width=width, actions=[names[i % 5]]) for i in range(count)
+    ]
     return torch.stack([one[0].motion for one in made]).to(dtype)
 
 
@@ -55,7 +59,9 @@ class Made:
         **net: Any,
     ) -> None:
         self.config = config or StickConfig()
-        self.nets: StickNets = stick_nets(replace(TINY, width=net_width, **net), refine or RefineConfig(), width)
+        self.nets: StickNets = stick_nets(
+            replace(TINY, width=net_width, **net), refine or RefineConfig(), width
+        )
         self.clips, self.frames = clips(count, long, width=width), frames
         self.windows: Batch = stick_data.windows_of(self.clips, frames, True, "test")
         self.scale = stick_data.measure_scale(self.windows) | stick_generate.openings(self.clips, 0)

@@ -213,7 +213,10 @@ def test_clips_that_cannot_be_used_are_told(save: Callable[..., StickDataConfig]
         ({"validation_share": 0.0}, "validation_share: expected a share between 0 and 1"),
         ({"test_share": 1.0}, "test_share: expected a share between 0 and 1"),
         ({"test_share": math.nan}, "test_share: expected a share between 0 and 1"),
-        ({"test_share": 0.5, "validation_share": 0.5}, "10 generated clips: 10 clips leave none for training"),
+        (
+            {"test_share": 0.5, "validation_share": 0.5},
+            "10 generated clips: 10 clips leave none for training",
+        ),
         ({"frames": 2}, "frames: expected at least 3, got 2"),
         ({"clips": 0}, "expected clips"),
     ],
@@ -224,7 +227,9 @@ def test_settings_out_of_range_are_named(change: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize("change", [{"figure": 48}, {"transitions": 0.1}, {"augment": False}])
-def test_settings_without_effect_are_named(change: dict[str, Any], save: Callable[..., StickDataConfig]) -> None:
+def test_settings_without_effect_are_named(
+    change: dict[str, Any], save: Callable[..., StickDataConfig]
+) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}: .* would have no effect"):
         open_stick(replace(save(named()), **change), 0, TEXT, False)
 

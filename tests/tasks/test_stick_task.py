@@ -84,9 +84,7 @@ def test_the_loss_of_a_window_by_hand(pose: Any) -> None:
         for t in range(count):
             part = error(out.pose[b, t], true[b, t])
             if t:
-                part = part + 0.3 * error(
-                    out.pose[b, t] - out.pose[b, t - 1], true[b, t] - true[b, t - 1]
-                )
+                part = part + 0.3 * error(out.pose[b, t] - out.pose[b, t - 1], true[b, t] - true[b, t - 1])
             if (label := int(batch["actions"][b, t + 1])) >= 0:
                 part = part - 0.2 * out.actions[b, t].log_softmax(-1)[label]
             if (place := int(batch["environment"][b])) >= 0:
@@ -325,5 +323,7 @@ def test_every_parameter_learns() -> None:
     """Of what is told: none of the parameters is without a gradient, but the unused heads'."""
     made = made_of(FULL, refine=REFINE, condition_camera=True)
     slopes = grad(made.value)(made.params, made.drawn(made.batch(8)))
-    still = [name for name, x in itertools.chain(slopes["net"].items(), slopes["refine"].items()) if not x.any()]
+    still = [
+        name for name, x in itertools.chain(slopes["net"].items(), slopes["refine"].items()) if not x.any()
+    ]
     assert all(name.startswith(("leave.position", "leave.velocity")) for name in still), still
