@@ -143,7 +143,7 @@ def _unit(given: Tensor) -> Tensor:
 
 
 def _features(scale: Params, given: Tensor, unit: Tensor) -> Tensor:
-    """What the network sees of a prediction [B, T, D]: pose, velocity and height as of `see`, and its bends."""
+    """What the network sees of a prediction: pose, velocity and height as of `see`, and its bends."""
     width = given.shape[-1]
     seen = see(scale, given).features
     bend = torch.nn.functional.pad(given.diff(n=2, dim=1), (0, 0, 1, 1)) / unit
