@@ -15,7 +15,7 @@ from mfk.core.types import Aux, Batch, Metrics, Params, Rows, Task, Tree
 from mfk.data.stick import ENVIRONMENTS, FPS, GRAVITIES, GRAVITY
 from mfk.losses import TimeConfig
 from mfk.tasks import stick_refine
-from mfk.tasks.stick_features import foot_heights, joined, meant, measured
+from mfk.tasks.stick_features import anchor_of, foot_heights, joined, meant, measured
 from mfk.tasks.stick_net import StickNets, outputs
 
 # Of each environment, in units/s^2; the last, which is number -1, is the earth.
@@ -28,6 +28,8 @@ class StickLossConfig:
 
     pose: Literal["smooth_l1", "mse"] = "smooth_l1"
     """Error of the next frame, measured as `mfk.tasks.stick_features.measured` does."""
+    anchor: float = 0.5
+    """Weight of the error of where the next frame is; generation leans on it, see `generate`."""
     temporal: float = 0.1
     """Weight of the error of the predicted frames' differences."""
     action: float = 0.15
@@ -72,7 +74,16 @@ def check_stick(config: StickConfig, nets: StickNets) -> None:
     loss = config.loss
     if loss.pose not in ("smooth_l1", "mse"):
         raise ValueError(f"pose: expected smooth_l1 or mse, got {loss.pose!r}")
-    for name in ("temporal", "action", "physics", "environment", "diffusion", "consistency", "gravity"):
+    for name in (
+        "anchor",
+        "temporal",
+        "action",
+        "physics",
+        "environment",
+        "diffusion",
+        "consistency",
+        "gravity",
+    ):
         value = getattr(loss, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
@@ -96,7 +107,7 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
     "physics" [B, T, 6], "environment" [B] (-1: none) and, where the network is told it, "camera" [B, T, 3].
     Of a window, over its T - 1 predicted frames::
 
-        L = mean_t [ L_pose + temporal L_temporal + action CE + environment CE
+        L = mean_t [ L_pose + anchor L_anchor + temporal L_temporal + action CE + environment CE
                      + physics (L_physics + consistency (L_velocity + L_acceleration) + gravity L_gravity) ]
             + diffusion L_refine
 
@@ -127,9 +138,7 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
     @torch.no_grad()
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
-        drawn = dict(batch)
-        drawn["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-        drawn["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+        drawn = _without_padding(batch)
         device = drawn["motion"].device
 
         def uniform(name: str) -> Tensor:
@@ -137,10 +146,10 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
         told = uniform("text") >= settings.text_dropout
         drawn["text"] = torch.where(told[:, None], batch["text"], 0.0)
-        drawn["told"] = batch["actions"]
+        drawn["told"] = drawn["actions"]
         if nets.config.condition_actions:
             told = uniform("actions") >= settings.action_dropout
-            drawn["told"] = torch.where(told[:, None], batch["actions"], -1)
+            drawn["told"] = torch.where(told[:, None], drawn["actions"], -1)
         if settings.noisy_share > 0:
             noisy = uniform("noisy") < settings.noisy_share
             frames, width = drawn["motion"].shape[1:]
@@ -176,6 +185,16 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
     return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
 
 
+def _without_padding(batch: Batch) -> Batch:
+    """The batch with zeros, and without labels, in frames that do not count, whatever stands there."""
+    found, valid = dict(batch), batch["valid"]
+    for name in ("motion", "physics", "camera"):
+        if name in found:
+            found[name] = losses.masked_rows(found[name], valid)
+    found["actions"] = torch.where(valid, found["actions"], -1)
+    return found
+
+
 def _window_loss(
     nets: StickNets, config: StickLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Tensor, Metrics, Tensor]:
@@ -192,11 +211,15 @@ def _window_loss(
         batch.get("key"),
     )  # fmt: skip
     error = losses.smooth_l1_error if config.pose == "smooth_l1" else losses.squared_error
-    pose, true = meant(seen, out.pose), measured(seen, target)
-    frames = {"pose_loss": error(out.pose, true)}
+    raw, anchor = out.pose.split(nets.width, -1)
+    pose, true = meant(seen, raw), measured(seen, target)
+    frames = {"pose_loss": error(raw, true)}
     parts = [frames["pose_loss"]]
+    if config.anchor > 0:
+        frames["anchor"] = losses.squared_error(anchor, anchor_of(scale, shown[:, :-1], truth[:, 1:]))
+        parts.append(config.anchor * frames["anchor"])
     if config.temporal > 0:
-        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (out.pose, true))
+        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (raw, true))
         frames["temporal"] = torch.cat((torch.zeros_like(valid[:, :1]).to(made), error(made, wanted)), 1)
         parts.append(config.temporal * frames["temporal"])
     if config.action > 0:
@@ -234,7 +257,8 @@ def _physics(
     if config.consistency > 0:
         moved = losses.velocity_consistency(pose[..., :2], velocity, FPS) / fast
         gained = losses.acceleration_consistency(velocity, acceleration, FPS) / fast
-        total = total + config.consistency * torch.cat((moved + gained, last), 1)
+        agree = torch.where(batch["valid"][:, 2:], moved + gained, 0.0)  # both frames of a pair count
+        total = total + config.consistency * torch.cat((agree, last), 1)
     if config.gravity > 0:
         feet = target[..., foot_heights(target.shape[-1])]
         level = torch.where(batch["valid"][:, 1:, None], feet, math.inf).amin((1, 2))
@@ -248,9 +272,7 @@ def _evaluate(
     nets: StickNets, config: StickLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Metrics, Metrics]:
     """Errors on windows as they are: no noise, text told, actions not."""
-    quiet = dict(batch)
-    quiet["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-    quiet["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+    quiet = _without_padding(batch)
     quiet["told"] = torch.full_like(batch["actions"], -1)
     rows, _, pose = _window_loss(nets, config, params, state, quiet)
     # The third frame is the first that constant velocity can predict.
