@@ -15,7 +15,7 @@ from mfk.core.types import Aux, Batch, Metrics, Params, Rows, Task, Tree
 from mfk.data.stick import ENVIRONMENTS, FPS, GRAVITIES, GRAVITY
 from mfk.losses import TimeConfig
 from mfk.tasks import stick_refine
-from mfk.tasks.stick_features import foot_heights, joined, meant, measured
+from mfk.tasks.stick_features import anchor_of, foot_heights, joined, meant, measured
 from mfk.tasks.stick_net import StickNets, outputs
 
 # Of each environment, in units/s^2; the last, which is number -1, is the earth.
@@ -28,6 +28,8 @@ class StickLossConfig:
 
     pose: Literal["smooth_l1", "mse"] = "smooth_l1"
     """Error of the next frame, measured as `mfk.tasks.stick_features.measured` does."""
+    anchor: float = 0.5
+    """Weight of the error of where the next frame is; generation leans on it, see `generate`."""
     temporal: float = 0.1
     """Weight of the error of the predicted frames' differences."""
     action: float = 0.15
@@ -72,7 +74,16 @@ def check_stick(config: StickConfig, nets: StickNets) -> None:
     loss = config.loss
     if loss.pose not in ("smooth_l1", "mse"):
         raise ValueError(f"pose: expected smooth_l1 or mse, got {loss.pose!r}")
-    for name in ("temporal", "action", "physics", "environment", "diffusion", "consistency", "gravity"):
+    for name in (
+        "anchor",
+        "temporal",
+        "action",
+        "physics",
+        "environment",
+        "diffusion",
+        "consistency",
+        "gravity",
+    ):
         value = getattr(loss, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
@@ -96,7 +107,7 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
     "physics" [B, T, 6], "environment" [B] (-1: none) and, where the network is told it, "camera" [B, T, 3].
     Of a window, over its T - 1 predicted frames::
 
-        L = mean_t [ L_pose + temporal L_temporal + action CE + environment CE
+        L = mean_t [ L_pose + anchor L_anchor + temporal L_temporal + action CE + environment CE
                      + physics (L_physics + consistency (L_velocity + L_acceleration) + gravity L_gravity) ]
             + diffusion L_refine
 
@@ -200,11 +211,15 @@ def _window_loss(
         batch.get("key"),
     )  # fmt: skip
     error = losses.smooth_l1_error if config.pose == "smooth_l1" else losses.squared_error
-    pose, true = meant(seen, out.pose), measured(seen, target)
-    frames = {"pose_loss": error(out.pose, true)}
+    raw, anchor = out.pose.split(nets.width, -1)
+    pose, true = meant(seen, raw), measured(seen, target)
+    frames = {"pose_loss": error(raw, true)}
     parts = [frames["pose_loss"]]
+    if config.anchor > 0:
+        frames["anchor"] = losses.squared_error(anchor, anchor_of(scale, shown[:, :-1], truth[:, 1:]))
+        parts.append(config.anchor * frames["anchor"])
     if config.temporal > 0:
-        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (out.pose, true))
+        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (raw, true))
         frames["temporal"] = torch.cat((torch.zeros_like(valid[:, :1]).to(made), error(made, wanted)), 1)
         parts.append(config.temporal * frames["temporal"])
     if config.action > 0:

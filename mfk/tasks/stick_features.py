@@ -114,6 +114,32 @@ def measured(seen: Seen, frames: Tensor) -> Tensor:
     return ((frames - seen.base) / seen.unit).asinh().clamp(-_MOST, _MOST)
 
 
+def anchor_of(scale: Params, motion: Tensor, frames: Tensor) -> Tensor:
+    """Where the next `frames` are, whatever led there from `motion`, in numbers of size one, [B, T, D].
+
+    The points as seen from the hip; in the hip's own place how far it moves along from the frame before, and
+    its height above where it began.
+    """
+    at = hip_columns(motion.shape[-1])
+    hip, after = motion[..., at], frames[..., at]
+    along = (after[..., :1] - hip[..., :1]) / scale["velocity"]
+    level = (after[..., 1:] - hip[:, :1, 1:]) / scale["pose"].mean()
+    points = _from_hip(frames) / scale["pose"]
+    return torch.cat((points[..., : at[0]], along, level, points[..., at[1] + 1 :]), -1)
+
+
+def anchored(scale: Params, motion: Tensor, anchor: Tensor) -> Tensor:
+    """The next frames [B, T, D] of an anchor: the inverse of `anchor_of`; shared points agree."""
+    at = hip_columns(motion.shape[-1])
+    hip = motion[..., at]
+    along = hip[..., :1] + scale["velocity"] * anchor[..., at[0] : at[0] + 1]
+    level = hip[:, :1, 1:] + scale["pose"].mean() * anchor[..., at[1] : at[1] + 1]
+    none = torch.zeros_like(anchor[..., :2])
+    points = torch.cat((anchor[..., : at[0]], none, anchor[..., at[1] + 1 :]), -1) * scale["pose"]
+    place = torch.cat((along, level), -1).repeat(1, 1, motion.shape[-1] // 2)
+    return place + _from_hip(joined(points))
+
+
 def joined(frames: Tensor) -> Tensor:
     """Frames [..., D] in which end points that segments share are their mean, the pelvis that of the hips."""
     width = frames.shape[-1]

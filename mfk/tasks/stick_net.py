@@ -114,7 +114,7 @@ def next_frames(
         key: [B], int64, of the dropout; None: nothing is dropped.
     """
     seen, out = outputs(nets, params, buffers, scale, motion, text, actions, camera, key)
-    return out._replace(pose=meant(seen, out.pose))
+    return out._replace(pose=meant(seen, out.pose[..., : nets.width]))
 
 
 def outputs(
@@ -128,7 +128,10 @@ def outputs(
     camera: Tensor | None = None,
     key: Tensor | None = None,
 ) -> tuple[Seen, StickOutput]:
-    """`next_frames` with the pose as the network has it, see `meant`, and the frames as it saw them."""
+    """`next_frames` with the pose as the network has it, and the frames as it saw them.
+
+    Of the pose's 2 D numbers the first D are those of `meant`, the others the anchor of `anchored`.
+    """
     seen = see(scale, motion)
     return seen, nets.model.apply(params, buffers, seen.features, text, actions, camera, None, key)
 
@@ -137,7 +140,7 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
     told = {"actions": config.condition_actions, "camera": config.condition_camera}
     net = StickTransformer(
         feature_count(width),
-        width,
+        2 * width,
         config.num_actions,
         config.embedding_dim,
         width=config.width,
@@ -146,7 +149,8 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
         dropout=config.dropout,
         conditions=[name for name, there in told.items() if there],
     )
-    # Untrained, it predicts constant velocity; a random head would be far worse, and be unlearnt first.
+    # Its pose is the correction of constant velocity and then the anchor. Untrained, both are 0; a random
+    # head would be far worse, and be unlearnt first.
     last = [m for m in net.leave["pose"].modules() if isinstance(m, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -149,7 +149,7 @@ def _unit(given: Tensor, valid: Tensor) -> Tensor:
 
 
 def _features(scale: Params, given: Tensor, valid: Tensor) -> Tensor:
-    """What the network sees of a prediction [B, T, D]: pose, velocity and height as of `see`, and its bends."""
+    """What the network sees of a prediction: pose, velocity and height as of `see`, and its bends."""
     width, unit = given.shape[-1], _unit(given, valid)
     seen = see(scale, given).features
     bend = _bend(given, valid)[0] / unit

@@ -161,7 +161,7 @@ def test_what_is_held_out(save: Callable[..., StickDataConfig]) -> None:
     assert len({tuple(map(str, found)) for found in by_seed}) > 1
     with pytest.raises(ValueError, match=r"held_out: .*clips\.pt has no clip whose source is 'nobody'"):
         open_stick(replace(config, held_out=("s2", "nobody")), 0, TEXT, False)
-    with pytest.raises(ValueError, match="held_out: .* would have no effect"):
+    with pytest.raises(ValueError, match=r"held_out: .* would have no effect"):
         open_stick(replace(SHORT, held_out=("s2",)), 0, TEXT, False)
 
 
@@ -230,7 +230,7 @@ def test_settings_out_of_range_are_named(change: dict[str, Any], message: str) -
 def test_settings_without_effect_are_named(
     change: dict[str, Any], save: Callable[..., StickDataConfig]
 ) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(change))}: .* would have no effect"):
+    with pytest.raises(ValueError, match=rf"{next(iter(change))}: .* would have no effect"):
         open_stick(replace(save(named()), **change), 0, TEXT, False)
 
 

@@ -13,6 +13,8 @@ from mfk.data.stick import shared_point_gap
 from mfk.tasks import stick_features
 from mfk.tasks.stick_features import (
     FLOOR,
+    anchor_of,
+    anchored,
     feature_count,
     fit_stick,
     foot_heights,
@@ -109,6 +111,22 @@ def test_outputs_and_frames_are_inverses(width: int) -> None:
     torch.testing.assert_close(meant(seen, torch.zeros_like(out)), seen.base, atol=1e-12, rtol=0)
     assert bool(meant(seen, torch.full_like(out, 1e9)).isfinite().all())
     assert torch.equal(meant(seen, torch.full_like(out, 1e9)), meant(seen, torch.full_like(out, 1e3)))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_anchors_by_hand_and_back(width: int) -> None:
+    x = motions(frames=20, width=width, dtype=torch.float64)
+    x[..., 1::2] += 0.4  # whatever the ground's height
+    scale, (a, b) = fitted(x), hip_columns(width)
+    anchor = anchor_of(scale, x[:, :-1], x[:, 1:])
+    torch.testing.assert_close(anchor[..., a], x[..., a].diff(dim=1) / scale["velocity"])
+    torch.testing.assert_close(anchor[..., b], (x[:, 1:, b] - x[:, :1, b]) / scale["pose"].mean())
+    others = [i for i in range(width) if i not in (a, b)]
+    own = (x[:, 1:] - x[:, 1:, [a, b]].repeat(1, 1, width // 2)) / scale["pose"]
+    torch.testing.assert_close(anchor[..., others], own[..., others])
+    torch.testing.assert_close(anchored(scale, x[:, :-1], anchor), x[:, 1:], atol=1e-6, rtol=0)
+    some = anchored(scale, x[:, :-1], torch.randn(anchor.shape, generator=G(0), dtype=torch.float64))
+    assert float(shared_point_gap(some).max()) < 1e-12
 
 
 @pytest.mark.parametrize("width", WIDTHS)

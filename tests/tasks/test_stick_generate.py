@@ -12,9 +12,9 @@ from sticks import REFINE, TEXT, G, Made, clips
 from mfk.core import rng, tree
 from mfk.core.types import Rows
 from mfk.data.stick import ACTIONS, shared_point_gap
-from mfk.tasks.stick_features import hip_columns
+from mfk.tasks.stick_features import anchored, hip_columns, meant
 from mfk.tasks.stick_generate import OPENING, generate, opening, openings
-from mfk.tasks.stick_net import next_frames
+from mfk.tasks.stick_net import next_frames, outputs
 from mfk.tasks.stick_refine import refine
 
 WALK, WAVE = ACTIONS.index("walk"), ACTIONS.index("wave")
@@ -52,12 +52,17 @@ def test_with_a_cache_and_without(width: int) -> None:
 
 def test_each_frame_is_what_the_network_says_of_those_before() -> None:
     made = gentle()
-    found = generate(made.nets, made.params, made.state, SAYING, 15, cached=False)
-    out = next_frames(
-        made.nets, made.params["net"], made.state["buffers"]["net"], made.scale, found.motion[None, :-1],
-        SAYING[None], torch.full((1, 14), -1),
-    )  # fmt: skip
-    torch.testing.assert_close(out.pose[0, OPENING - 1 :], found.motion[OPENING:], atol=1e-4, rtol=1e-4)
+    found = generate(made.nets, made.params, made.state, SAYING, 15, lean=0.25, cached=False)
+    net, before = (made.params["net"], made.state["buffers"]["net"]), found.motion[None, :-1]
+    seen, raw = outputs(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
+    moved = meant(seen, raw.pose[..., :20])
+    there = anchored(made.scale, before, raw.pose[..., 20:])
+    expected = (0.75 * moved + 0.25 * there)[0]
+    torch.testing.assert_close(expected[OPENING - 1 :], found.motion[OPENING:], atol=1e-4, rtol=1e-4)
+    out = next_frames(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
+    assert torch.equal(out.pose, moved)
+    plain = generate(made.nets, made.params, made.state, SAYING, 6, lean=0).motion
+    torch.testing.assert_close(plain[5], moved[0, 4], atol=1e-5, rtol=1e-5)
     # Where nothing is told, actions are those that the head says of each frame.
     assert torch.equal(found.actions[1:], out.actions[0, :, :60].argmax(-1)) and int(found.actions[0]) == -1
     assert not torch.allclose(out.pose[0, :3], found.motion[1:4], atol=1e-5)  # given, not said
@@ -175,6 +180,7 @@ def test_progress_is_told() -> None:
         ({"frames": OPENING}, "frames: expected an int > 5, got 5"),
         ({"frames": -30}, "frames: expected an int > 5"),
         ({"frames": 30.0}, "frames: expected an int > 5"),
+        ({"lean": 1.5}, r"lean: expected a share in \[0, 1\], got 1.5"),
         ({"text": torch.zeros(7)}, r"text: expected the shape \(16,\), got \(7,\)"),
         ({"actions": torch.zeros(29).long()}, r"actions: expected int64 of the shape \(30,\)"),
         ({"actions": torch.zeros(30)}, r"actions: expected int64 of the shape \(30,\)"),

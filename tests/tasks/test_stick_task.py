@@ -20,12 +20,13 @@ from mfk.losses import TimeConfig
 from mfk.optim import adamw
 from mfk.tasks import stick_data, stick_measure
 from mfk.tasks.stick import StickConfig, StickLossConfig, check_stick
-from mfk.tasks.stick_features import meant, measured, see
+from mfk.tasks.stick_features import anchor_of, meant, measured, see
 from mfk.tasks.stick_net import RefineConfig, StickNetConfig, stick_nets
 from mfk.train import init_state, make_train_step
 
 FULL = StickLossConfig(
-    temporal=0.3, action=0.2, physics=0.7, environment=0.11, consistency=0.4, gravity=0.5, clearance=0.02
+    anchor=0.6, temporal=0.3, action=0.2, physics=0.7, environment=0.11, consistency=0.4, gravity=0.5,
+    clearance=0.02,
 )  # fmt: skip
 QUIET = replace(FULL, noisy_share=0.0, text_dropout=0.0, action_dropout=0.0)
 
@@ -67,7 +68,9 @@ def test_the_loss_of_a_window_by_hand(pose: Any) -> None:
         batch["told"][:, :-1], batch["camera"][:, :-1],
     )  # fmt: skip
     target = batch["motion"][:, 1:] + (1 - config.recovery) * batch["drift"][:, :-1]
-    true, points = measured(seen, target), meant(seen, out.pose)
+    raw, anchor = out.pose[..., :20], out.pose[..., 20:]
+    true, points = measured(seen, target), meant(seen, raw)
+    there = anchor_of(made.scale, shown[:, :-1], batch["motion"][:, 1:])
 
     def error(a: Tensor, b: Tensor) -> Tensor:
         if pose == "mse":
@@ -82,9 +85,9 @@ def test_the_loss_of_a_window_by_hand(pose: Any) -> None:
         feet = target[b, :count][:, [7, 11]]
         total = torch.zeros(())
         for t in range(count):
-            part = error(out.pose[b, t], true[b, t])
+            part = error(raw[b, t], true[b, t]) + 0.6 * (anchor[b, t] - there[b, t]).square().mean()
             if t:
-                part = part + 0.3 * error(out.pose[b, t] - out.pose[b, t - 1], true[b, t] - true[b, t - 1])
+                part = part + 0.3 * error(raw[b, t] - raw[b, t - 1], true[b, t] - true[b, t - 1])
             if (label := int(batch["actions"][b, t + 1])) >= 0:
                 part = part - 0.2 * out.actions[b, t].log_softmax(-1)[label]
             if (place := int(batch["environment"][b])) >= 0:
@@ -106,14 +109,14 @@ def test_the_loss_of_a_window_by_hand(pose: Any) -> None:
     assert flying
     torch.testing.assert_close(value, torch.stack(rows).sum(), rtol=1e-4, atol=1e-4)
     assert float(weight) == 5
-    assert aux.metrics.keys() == {"pose_loss", "temporal", "action", "environment", "physics"}
+    assert aux.metrics.keys() == {"pose_loss", "anchor", "temporal", "action", "environment", "physics"}
 
 
 def _gravity(environment: int) -> float:
     return GRAVITY * GRAVITIES.get(ENVIRONMENTS[environment], 1.0)
 
 
-@pytest.mark.parametrize("weight", ["temporal", "action", "physics", "environment"])
+@pytest.mark.parametrize("weight", ["anchor", "temporal", "action", "physics", "environment"])
 def test_a_weight_of_zero_leaves_its_part_out(weight: str) -> None:
     made, without = made_of(QUIET), made_of(replace(QUIET, **{weight: 0.0}))
     batch = made.drawn()
