@@ -52,7 +52,7 @@ class Ready(NamedTuple):
 class Trained(NamedTuple):
     """What a run has come to at its best validation, in averaged parameters."""
 
-    params: Params
+    params: Tree
     state: Tree
     step: int
 

@@ -79,7 +79,7 @@ def opening(scale: Params, action: int, seed: int) -> Tensor:
 @torch.no_grad()
 def generate(
     nets: StickNets,
-    params: Params,
+    params: Tree,
     state: Tree,
     text: Tensor,
     frames: int,
@@ -153,7 +153,7 @@ def generate(
 
 
 def _whole_steps(
-    nets: StickNets, params: Params, state: Tree, text: Tensor, lean: float
+    nets: StickNets, params: Tree, state: Tree, text: Tensor, lean: float
 ) -> Callable[[Tensor, Tensor, int], StickOutput]:
     """The frame after frame t, by all frames before it at once."""
 
@@ -169,7 +169,7 @@ def _whole_steps(
 
 
 def _cached_steps(
-    nets: StickNets, params: Params, state: Tree, text: Tensor, frames: int, lean: float
+    nets: StickNets, params: Tree, state: Tree, text: Tensor, frames: int, lean: float
 ) -> Callable[[Tensor, Tensor, int], StickOutput]:
     """The frame after frame t, by it and what is kept of those before; t counts up from 0."""
     cache: int | StickCache = frames

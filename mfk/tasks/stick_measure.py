@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfk.core.types import Batch, Params, Tree
+from mfk.core.types import Batch, Tree
 from mfk.data.stick import ACTIONS, StickClip
 from mfk.nn import StickOutput
 from mfk.tasks.stick_data import windows_of
@@ -31,7 +31,7 @@ class NextFrames(NamedTuple):
 
 @torch.no_grad()
 def next_frame_errors(
-    nets: StickNets, params: Params, state: Tree, clips: Sequence[StickClip], frames: int
+    nets: StickNets, params: Tree, state: Tree, clips: Sequence[StickClip], frames: int
 ) -> NextFrames:
     """Errors of the frame after each of the clips' windows of `frames`, from the third frame on.
 
@@ -89,12 +89,12 @@ def held_out_batches(nets: StickNets, clips: Sequence[StickClip], frames: int) -
 
 
 @torch.no_grad()
-def predictions(nets: StickNets, params: Params, state: Tree, batch: Batch) -> Tensor:
+def predictions(nets: StickNets, params: Tree, state: Tree, batch: Batch) -> Tensor:
     """What the transformer predicts for frames 1 ... of a window, from those before each, [B, T - 1, D]."""
     return _predict(nets, params, state, batch, told=True).pose
 
 
-def _predict(nets: StickNets, params: Params, state: Tree, batch: Batch, told: bool) -> StickOutput:
+def _predict(nets: StickNets, params: Tree, state: Tree, batch: Batch, told: bool) -> StickOutput:
     actions = batch["actions"][:, :-1]
     text = batch["text"]
     return next_frames(
@@ -112,9 +112,8 @@ def _predict(nets: StickNets, params: Params, state: Tree, batch: Batch, told: b
 def _row(found: NextFrames, name: str, chosen: Tensor) -> ActionRow:
     labelled = chosen & (found.action >= 0)
     right = (found.guess == found.action)[labelled]
-    return ActionRow(
-        name,
-        int(chosen.sum()),
-        *(float(x[chosen].mean()) for x in (found.persistence, found.velocity, found.model)),
-        float(right.double().mean()) if len(right) else None,
+    persistence, velocity, model = (
+        float(x[chosen].mean()) for x in (found.persistence, found.velocity, found.model)
     )
+    accuracy = float(right.double().mean()) if len(right) else None
+    return ActionRow(name, int(chosen.sum()), persistence, velocity, model, accuracy)

@@ -69,11 +69,12 @@ def test_rows_by_hand() -> None:
     error = torch.arange(8.0).double().view(2, 4)
     found = by_action(NextFrames(error, 2 * error, 3 * error, action, guess, valid))
     walk, wave = (0 + 1 + 5) / 3, (2 + 4) / 2
-    assert found == [
-        ActionRow("walk", 3, walk, 2 * walk, 3 * walk, pytest.approx(2 / 3)),
-        ActionRow("wave", 2, wave, 2 * wave, 3 * wave, 0.5),
-        ActionRow("all", 6, 15 / 6, 30 / 6, 45 / 6, pytest.approx(3 / 5)),
+    assert [row[:5] for row in found] == [
+        ("walk", 3, walk, 2 * walk, 3 * walk),
+        ("wave", 2, wave, 2 * wave, 3 * wave),
+        ("all", 6, 15 / 6, 30 / 6, 45 / 6),
     ]
+    assert [row.accuracy for row in found] == pytest.approx([2 / 3, 0.5, 3 / 5])
     bare = by_action(NextFrames(error, error, error, torch.full_like(action, -1), guess, valid))
     assert [(row.action, row.frames, row.accuracy) for row in bare] == [("all", 6, None)]
 
