@@ -144,7 +144,10 @@ def test_several_actors_are_clips_of_their_own() -> None:
 
 
 def test_actors_of_a_clip_stay_on_one_side(save: Callable[..., StickDataConfig]) -> None:
-    made = [c._replace(meta={"clip": f"s{i}"}) for i, c in enumerate(generate_stick(10, seed=0, frames=60, actors=2))]
+    made = [
+        c._replace(meta={"clip": f"s{i}"})
+        for i, c in enumerate(generate_stick(10, seed=0, frames=60, actors=2))
+    ]
     data = open_stick(replace(save(made), test_share=0.2, validation_share=0.2), 0, TEXT, False)
     sides = [set(names(part)) for part in (data.openings, data.validation, data.test)]
     assert [len(part) for part in (data.openings, data.validation, data.test)] == [12, 4, 4]
