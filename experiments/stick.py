@@ -88,7 +88,7 @@ def main() -> None:
         else:
             command(given)
 
-    cli.main(program, train.TrainingDiverged)
+    cli.main(program, train.TrainingDiverged, ImportError)
 
 
 def run(settings: StickRun) -> None:

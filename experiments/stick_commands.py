@@ -133,6 +133,8 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
         _write(given.output, clips)
     elif isinstance(given, Make):
         _new(given.output, given.overwrite)
+        if given.clips < 1:
+            raise ValueError(f"clips: expected at least 1, got {given.clips}")
         _write(given.output, generate_stick(
             given.clips, seed=given.seed, width=given.figure, transitions=given.transitions,
             augment=given.augment,

@@ -82,6 +82,8 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
     path = path_of(config)
     if path is None:
         refuse_unused(config, False, "held_out")
+        if config.clips < 1:
+            raise ValueError(f"clips: expected at least 1, got {config.clips}")
         clips = generate_stick(
             config.clips, seed=seed, width=config.figure, transitions=config.transitions,
             augment=config.augment,

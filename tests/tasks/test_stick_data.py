@@ -221,7 +221,7 @@ def test_clips_that_cannot_be_used_are_told(save: Callable[..., StickDataConfig]
             "10 generated clips: 10 clips leave none for training",
         ),
         ({"frames": 2}, "frames: expected at least 3, got 2"),
-        ({"clips": 0}, "expected clips"),
+        ({"clips": 0}, "clips: expected at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_named(change: dict[str, Any], message: str) -> None:
