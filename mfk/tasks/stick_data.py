@@ -51,7 +51,7 @@ class StickDataConfig:
     frames: int = 100
     """Frames of a training window; longer clips are parted, shorter ones are masked."""
     held_out: tuple[str, ...] = ()
-    """Of a file: clips of the report by their "source"; () draws shares by the seed."""
+    """Of a file: clips of the report by name, meta["clip"]; () draws a share by the seed."""
     validation_share: float = 0.1
     """Share of the clips that picks the checkpoint, drawn by the seed."""
     test_share: float = 0.1
@@ -249,9 +249,10 @@ def _part(
     for key in ("validation_share", "test_share"):
         if not 0 < getattr(config, key) < 1:
             raise ValueError(f"{key}: expected a share between 0 and 1, got {getattr(config, key)}")
-    named = [i for i, clip in enumerate(clips) if clip.source is not None and clip.source in config.held_out]
-    if missing := set(config.held_out) - {clips[i].source for i in named}:
-        raise ValueError(f"held_out: {name} has no clip whose source is {sorted(missing)[0]!r}")
+    names = [(clip.meta or {}).get("clip") for clip in clips]
+    named = [i for i, clip in enumerate(names) if clip in config.held_out]
+    if missing := set(config.held_out) - {names[i] for i in named}:
+        raise ValueError(f"held_out: {name} has no clip named {sorted(missing)[0]!r}")
     generator = np.random.Generator(np.random.Philox(key=rng.key(seed, "stick split")))
     rest = [i for i in generator.permutation(len(clips)).tolist() if i not in named]
     test = named or rest[: max(1, round(config.test_share * len(clips)))]

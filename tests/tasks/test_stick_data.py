@@ -39,11 +39,11 @@ def save(tmp_path: Path) -> Callable[[list[StickClip]], StickDataConfig]:
 
 
 def names(found: list[StickClip]) -> list[str | None]:
-    return [clip.source for clip in found]
+    return [(clip.meta or {})["clip"] for clip in found]
 
 
 def named(count: int = 10, **more: Any) -> list[StickClip]:
-    return [clip._replace(source=f"s{i}") for i, clip in enumerate(clips(count, **more))]
+    return [clip._replace(meta={"clip": f"s{i}"}) for i, clip in enumerate(clips(count, **more))]
 
 
 def test_which_file_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,10 @@ def test_several_actors_are_clips_of_their_own() -> None:
 
 
 def test_actors_of_a_clip_stay_on_one_side(save: Callable[..., StickDataConfig]) -> None:
-    made = [c._replace(source=f"s{i}") for i, c in enumerate(generate_stick(10, seed=0, frames=60, actors=2))]
+    made = [
+        c._replace(meta={"clip": f"s{i}"})
+        for i, c in enumerate(generate_stick(10, seed=0, frames=60, actors=2))
+    ]
     data = open_stick(replace(save(made), test_share=0.2, validation_share=0.2), 0, TEXT, False)
     sides = [set(names(part)) for part in (data.openings, data.validation, data.test)]
     assert [len(part) for part in (data.openings, data.validation, data.test)] == [12, 4, 4]
@@ -159,7 +162,7 @@ def test_what_is_held_out(save: Callable[..., StickDataConfig]) -> None:
     assert sorted(str(name) for name in parts) == [f"s{i}" for i in (0, 1, 3, 4, 5, 6, 8, 9)]
     by_seed = [names(open_stick(replace(config, held_out=()), seed, TEXT, False).test) for seed in range(4)]
     assert len({tuple(map(str, found)) for found in by_seed}) > 1
-    with pytest.raises(ValueError, match=r"held_out: .*clips\.pt has no clip whose source is 'nobody'"):
+    with pytest.raises(ValueError, match=r"held_out: .*clips\.pt has no clip named 'nobody'"):
         open_stick(replace(config, held_out=("s2", "nobody")), 0, TEXT, False)
     with pytest.raises(ValueError, match=r"held_out: .* would have no effect"):
         open_stick(replace(SHORT, held_out=("s2",)), 0, TEXT, False)
