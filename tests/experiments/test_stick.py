@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from mfk.core import cli
 from mfk.core.types import Params
 from mfk.data.stick_files import write_stick
 from mfk.data.stick_generate import generate_stick
-from mfk.tasks.stick_net import RefineConfig, StickNetConfig, stick_nets
+from mfk.tasks.stick_net import RefineConfig, stick_nets
 
 SCRIPT = Path(script.__file__)
 
@@ -87,7 +86,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
     assert a["results"] == b["results"]
 
 
-def test_other_data_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     file = clips_file(Path("a.pt"))
     assert run(*TINY, *SILENT, "--data", "a.pt", "--out", "run") == 0
     clips_file(file, actions=["wave"])
@@ -162,13 +161,10 @@ def test_presets_are_as_large_as_documented(preset: str, documented: float) -> N
 
 
 def test_the_presets_sizes() -> None:
-    found = {name: script.PRESETS[name][1].net for name in ("small", "medium", "large")}
-    for name, (width, layers, heads) in {
-        "small": (256, 6, 8),
-        "medium": (384, 8, 12),
-        "large": (512, 10, 16),
-    }.items():
-        assert found[name] == replace(StickNetConfig(), width=width, layers=layers, heads=heads)
+    sizes = {"small": (256, 6, 8), "medium": (384, 8, 12), "large": (512, 10, 16)}
+    for name, expected in sizes.items():
+        net = script.PRESETS[name][1].net
+        assert (net.width, net.layers, net.heads) == expected
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
