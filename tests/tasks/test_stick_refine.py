@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -150,7 +151,23 @@ def test_what_a_prediction_is_measured_in() -> None:
             torch.testing.assert_close(unit[b, t, 0], expected.double(), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", [REFINE, DDPM], ids=["meanflow", "ddpm"])
+@BOTH
+def test_what_is_predicted_in_padding_changes_nothing(config: RefineConfig) -> None:
+    made, batch, given = case(config)
+    batch["valid"][0, 5:] = False
+    batch["valid"][3, 9:] = False
+    spoilt = torch.where(batch["valid"][:, 1:, None], given, float("nan"))
+
+    def value(params: Any, given: Tensor) -> Tensor:
+        return refine_loss(made.nets, params, made.state, batch, given)[0].sum()
+
+    params = made.params["refine"]
+    a, b = grad(value)(params, given), grad(value)(params, spoilt)
+    assert torch.equal(value(params, given), value(params, spoilt))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@BOTH
 def test_draws_have_what_the_kind_needs(config: RefineConfig) -> None:
     made = Made(refine=config)
     motion = made.batch()["motion"]
