@@ -130,8 +130,10 @@ def low_pass(x: Tensor, hz: float) -> Tensor:
     """A Butterworth filter of second order, forwards and backwards along time."""
     from scipy.signal import butter, filtfilt
 
-    b, a = butter(2, hz, fs=FPS)
-    return torch.from_numpy(np.ascontiguousarray(filtfilt(b, a, x.double().numpy(), axis=1))).to(x.dtype)
+    coefficients: Any = butter(2, hz, fs=FPS)
+    return torch.from_numpy(np.ascontiguousarray(filtfilt(*coefficients, x.double().numpy(), axis=1))).to(
+        x.dtype
+    )
 
 
 @torch.no_grad()

@@ -66,8 +66,17 @@ def make_ready(settings: StickRun) -> Ready:
         settings.data, seed, settings.net.embedding_dim, settings.net.condition_camera
     )
     nets = stick_nets(settings.net, settings.diffusion, data.width)
-    scale = stick_data.measure_scale(data.training) | stick_generate.openings(data.openings, seed)
-    return Ready(data, nets, scale)
+    scale = stick_data.measure_scale(data.training)
+    if settings.run.init_from is not None and settings.run.resume is None:
+        # Weights that were learnt in other units would have to be learnt anew.
+        _, before = trained(settings_of(Path(settings.run.init_from)), Path(settings.run.init_from))
+        known = {name: x for name, x in before.state["scale"].items() if name in scale}
+        if any(known[name].shape != x.shape for name, x in scale.items()):
+            raise ValueError(
+                f"init_from: expected a run on frames of {data.width} numbers, got {settings.run.init_from}"
+            )
+        scale = known
+    return Ready(data, nets, scale | stick_generate.openings(data.openings, seed))
 
 
 def task_of(settings: StickRun, ready: Ready) -> Task:

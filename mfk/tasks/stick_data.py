@@ -236,10 +236,11 @@ def environment_of(clip: StickClip) -> int:
 
 
 def measure_scale(training: Batch) -> Params:
-    """`fit_stick` of the training windows, and "physics" [6], the deviation of each number."""
+    """`fit_stick` of the training windows, and "physics" [6], how large each number is, x and y alike."""
     scale = fit_stick(training["motion"], training["valid"])
-    physics = training["physics"][training["valid"]].double()
-    return scale | {"physics": physics.square().mean(0).sqrt().clamp(min=1e-3).float()}
+    square = training["physics"][training["valid"]].double().square().mean(0)
+    size = square.unflatten(0, (3, 2)).mean(-1).sqrt().repeat_interleave(2)
+    return scale | {"physics": size.clamp(min=1e-3).float()}
 
 
 def _part(

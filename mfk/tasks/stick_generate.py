@@ -161,7 +161,12 @@ def _whole_steps(
         seen = see(state["scale"], motion[:, : t + 1])
         actions = told[None, : t + 1] if nets.config.condition_actions else None
         out = nets.model.apply(
-            params["net"], state["buffers"]["net"], seen.features, text[None], actions, None, None, None
+            params["net"],
+            state["buffers"]["net"],
+            seen.features,
+            text[None],
+            actions,
+            _camera(nets, motion[:, : t + 1]),
         )
         return _last(state["scale"], seen, motion[:, : t + 1], out, lean)
 
@@ -183,11 +188,21 @@ def _cached_steps(
             seen.features,
             text[None] if t == 0 else None,
             told[None, t : t + 1] if nets.config.condition_actions else None,
+            None if (camera := _camera(nets, motion[:, : t + 1])) is None else camera[:, -1:],
             cache=cache,
         )
         return _last(state["scale"], seen, motion[:, : t + 1], out, lean)
 
     return step
+
+
+def _camera(nets: StickNets, motion: Tensor) -> Tensor | None:
+    """Where the camera is that a network may be told, [1, T, 3]: it follows the hip along, at one height."""
+    if not nets.config.condition_camera:
+        return None
+    hip = motion[..., hip_columns(nets.width)]
+    height = hip[:, :1, 1:].expand(-1, motion.shape[1], -1)
+    return torch.cat((hip[..., :1], height, torch.ones_like(height)), -1)
 
 
 def _last(scale: Params, seen: Seen, motion: Tensor, out: StickOutput, lean: float) -> StickOutput:
