@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mfk.data.stick import FPS, StickClip
 from stick_models import REAL_HELD_OUT, bring_in, run
 from timing import Check, facts, report, write
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch import Tensor
 from mfk import losses
 from mfk.core import rng
 from mfk.core.types import Rows
+from mfk.data.stick import FPS, StickClip
 from mfk.tasks import stick_data, stick_measure, stick_refine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -130,10 +130,10 @@ def low_pass(x: Tensor, hz: float) -> Tensor:
     """A Butterworth filter of second order, forwards and backwards along time."""
     from scipy.signal import butter, filtfilt
 
-    coefficients: Any = butter(2, hz, fs=FPS)
-    return torch.from_numpy(np.ascontiguousarray(filtfilt(*coefficients, x.double().numpy(), axis=1))).to(
-        x.dtype
-    )
+    found: Any = butter(2, hz, fs=FPS)
+    return torch.from_numpy(
+        np.ascontiguousarray(filtfilt(found[0], found[1], x.double().numpy(), axis=1))
+    ).to(x.dtype)
 
 
 @torch.no_grad()
