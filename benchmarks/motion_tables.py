@@ -107,16 +107,19 @@ def stick_refine(results: Results) -> list[str]:
     """A table of jitter, error and speed for each source of clips."""
     lines = [f"{machine(results['versions'])} {results['steps']} steps of training.", ""]
     for run in results["runs"]:
-        rows = [["the truth", f"{run['truth_jerk']:.0f}", "", ""]]
+        rows = [["the truth", f"{run['truth_jerk']:.0f}", "", "", ""]]
         rows += [
-            [r["name"], f"{r['jerk']:.0f}", f"{r['mse']:.2e}", f"{r['motions_per_second']:.3g}"]
+            [
+                r["name"], f"{r['jerk']:.0f}", f"{r['jerk_off']:.0f}", f"{r['mse']:.2e}",
+                f"{r['motions_per_second']:.3g}",
+            ]
             for r in run["rows"]
-        ]
-        rows[1][3] = ""
+        ]  # fmt: skip
+        rows[1][4] = ""
         lines += [
             f"{run['data']}, {run['windows']} windows.",
             "",
-            *table(["", "jitter, units/s^3", "mse", "motions/s"], rows, left=1),
+            *table(["", "jitter, units/s^3", "off the truth's", "mse", "motions/s"], rows, left=1),
             "",
         ]
     return [*lines, *claims(results["claims"])]

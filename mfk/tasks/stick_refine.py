@@ -43,7 +43,8 @@ def refine_loss(
     """The loss of each window [B], a mean over its numbers, and the state with the difference's size.
 
     meanflow: the MeanFlow error of the rows with an end time and the flow-matching error of the others;
-    ddpm: the squared error of the noise.
+    ddpm: the squared error of v = √a noise - √(1 - a) end, a the signal's share. A window that is seen
+    with noise counts for nothing.
 
     Args:
         nets: as of `stick_nets`, with a refinement.
@@ -53,6 +54,9 @@ def refine_loss(
         given: the prediction [B, T - 1, D], which is taken as it is.
     """
     valid = batch["valid"][:, 1:]
+    if "noise" in batch:
+        # What is predicted of windows that stand off is no prediction as it will be met.
+        valid = valid & (batch["noise"].flatten(1).abs().amax(1) == 0)[:, None]
     difference = (batch["motion"][:, 1:] - given) / _unit(given, valid)
     difference = torch.where(valid[..., None], difference, 0.0).clamp(-_MOST, _MOST)
     size = state["residual"]
@@ -60,15 +64,18 @@ def refine_loss(
     count = (valid.sum() * given.shape[-1]).clamp(min=1)
     now = difference.square().sum() / count
     new = (_KEEP * size.square() + (1 - _KEEP) * now).sqrt().detach()
+    new = torch.where(valid.any(), new, size)
     field = _field(nets, params, state, given, batch["text"], valid)
     start = joined(batch["refine_noise"]) * valid[..., None]
     end, start = end.flatten(1), start.flatten(1)
     numbers = valid.sum(1).clamp(min=1) * given.shape[-1]
     if nets.refine.refinement == "ddpm":
         shares = losses.signal_shares(nets.refine.noise_steps).to(given)
-        z = losses.add_noise(end, start, shares[batch["s"]][:, None])
+        share = shares[batch["s"]][:, None]
+        z = losses.add_noise(end, start, share)
         t = ((batch["s"] + 1).to(z.dtype) / nets.refine.noise_steps)[:, None]
-        squared = (field(z, t, t) - start).square().sum(-1) / numbers
+        # The error of the network's own output, see `_field`.
+        squared = ((field(z, t, t) - start).square() / share).sum(-1) / numbers
         return squared, state | {"residual": new}
     r, t = batch["r"], batch["t"]
     v = end - start
@@ -113,14 +120,20 @@ def _field(
     """The network as a field over windows [B, (T D)] of differences; 0 in frames that do not count."""
     assert nets.denoiser is not None
     apply, seen = nets.denoiser.apply, _features(state["scale"], given, valid)
+    shares = None
+    if nets.refine.refinement == "ddpm":
+        shares = losses.signal_shares(nets.refine.noise_steps).to(given)
 
     def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         out = joined(
             apply(params, state["buffers"]["refine"], z.unflatten(1, given.shape[1:]), seen, r, t, text)
         )
         out = (out * valid[..., None]).flatten(1)
-        if nets.refine.refinement == "ddpm":
-            return out
+        if shares is not None:
+            # From v, which is of size one at every step, to the noise. (Noise itself, as documented, would
+            # have to be known to a hundredth of a percent where little else is left.)
+            share = shares[(t * len(shares)).round().long() - 1]
+            return (1 - share).sqrt() * z + share.sqrt() * out
         # The network says where the flow ends: noise then cancels in one step and need not be learnt.
         return (out - z) / (1 - r).clamp(min=_LEAST_LEFT)
 
