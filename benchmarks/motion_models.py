@@ -8,7 +8,9 @@ Of each skeleton some clips are held out for the report alone, others pick the c
 cases. What is run is experiments/motion.py, as a user runs it; its report is what is shown. The
 recordings are those of MFK_DATA (mocap/), a folder that is not part of mfk: without it nothing is run.
 
-    MFK_DATA=DIR python benchmarks/motion_models.py [--only GROUP ...] [--out FILE]
+    MFK_DATA=DIR python benchmarks/motion_models.py [--only GROUP ...] [--keep FILE ...] [--out FILE]
+
+--keep takes results of this script: a run that has the same words on the same skeleton there is not repeated.
 """
 
 from __future__ import annotations
@@ -54,6 +56,10 @@ MODELS = {
         "mlp", "--hidden", "256", "512", "256", "--dropout", "0", *COMMON, "--eps", "1e-12",
         "--weight-decay", "1", "--batch-size", "256", "--steps", "1800",
     ),
+    "transformer, shorter training": (
+        "transformer", "--width", "256", "--feedforward", "512", "--horizon", "12", *COMMON,
+        "--steps", "1600",
+    ),
     "unet1d": ("unet1d", "--horizon", "16", *COMMON, "--steps", "1600"),
     "transformer on its own frames": ("rollouts", "--horizon", "12", "--mirror", "--steps", "300"),
     "mlp, MeanFlow": ("meanflow", *COMMON, "--steps", "1500"),
@@ -66,19 +72,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--keep", nargs="*", type=Path, default=[], help="results whose runs are kept")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if not os.environ.get("MFK_DATA"):
         raise SystemExit("error: MFK_DATA: expected the folder of the recordings, got nothing")
     recordings = Path(os.environ["MFK_DATA"]) / "mocap"
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        files = {group: bring_in(recordings, Path(folder), group) for group in options.only}
+        kept = {
+            (run["group"], run["words"]): run
+            for file in options.keep
+            for run in json.loads(file.read_text(encoding="utf-8"))["runs"]
+        }
+        wanted = [(group, model) for group in options.only for model in options.models]
+        todo = [(group, model) for group, model in wanted if (group, " ".join(MODELS[model])) not in kept]
+        files = {group: bring_in(recordings, Path(folder), group) for group in {group for group, _ in todo}}
         jobs = {
             (group, model): pool.submit(train, files[group], Path(folder) / f"{group} {model}", MODELS[model])
-            for group in options.only
-            for model in options.models
+            for group, model in todo
         }
-        runs = [{"group": group, "model": model} | job.result() for (group, model), job in jobs.items()]
+        runs = [
+            (jobs[group, model].result() if (group, model) in jobs else kept[group, " ".join(MODELS[model])])
+            | {"group": group, "model": model}
+            for group, model in wanted
+        ]
     checks = claims(runs)
     report(checks)
     write(
