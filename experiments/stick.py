@@ -15,12 +15,13 @@ from pathlib import Path
 
 from stick_commands import COMMANDS, command
 from stick_runs import (
+    OPENINGS,
     SAMPLE_SECONDS,
     StickRun,
-    check_sample,
     compose,
     make_ready,
     report,
+    sample_of,
     task_of,
     trained,
     write_motion,
@@ -29,7 +30,7 @@ from stick_runs import (
 from mfk import train
 from mfk.core import cli
 from mfk.data import batches_of
-from mfk.tasks import stick_data
+from mfk.tasks import stick_data, stick_generate
 from mfk.tasks.stick_net import StickNetConfig
 from mfk.train import TrainConfig
 
@@ -94,8 +95,10 @@ def main() -> None:
 def run(settings: StickRun) -> None:
     """Train as configured, then report on held-out clips and generate a sample."""
     started = time.perf_counter()
+    # The variable TRAIN_DATA_PATH is written down, so that the run is understood without it.
+    settings = replace(settings, data=replace(settings.data, data=stick_data.path_of(settings.data)))
     ready = make_ready(settings)
-    check_sample(settings, ready)
+    text = sample_of(settings, ready)
     record = stick_data.data_record(settings.data)
     if settings.run.resume is not None:
         train.check_same_data(Path(settings.run.resume), record)
@@ -109,7 +112,7 @@ def run(settings: StickRun) -> None:
         ),
         batches=batches_of(ready.data.training, settings.train.batch_size, seed=seed, config=settings.loader),
         example={name: x[: settings.train.batch_size] for name, x in ready.data.training.items()},
-        files={train.DATA: record},
+        files={train.DATA: record, OPENINGS: stick_generate.to_json(ready.openings)},
         fixed=("net", "diffusion", "stick", "data", "loader.shuffle"),
     )
     if result is None:
@@ -117,10 +120,10 @@ def run(settings: StickRun) -> None:
     nets, found = trained(settings, result.run)
     seconds = f"{time.perf_counter() - started:.0f} s until the report"
     report(settings, ready.data, nets, found, result.run, {"this session": seconds})
-    if settings.sample_text:
-        made = compose(settings, nets, found, settings.sample_text, SAMPLE_SECONDS, 0, ())
+    if text:
+        made = compose(settings, nets, found, ready.openings, text, SAMPLE_SECONDS, 0, ())
         for name in ("sample.gif", "sample.png"):
-            write_motion(made, result.run / name, settings.sample_text)
+            write_motion(made, result.run / name, text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stick_runs import compose, report, settings_of, trained, write_motion
+from stick_runs import OPENINGS, compose, report, settings_of, trained, write_motion
 
 from mfk import train
 from mfk.data.stick import FPS
@@ -17,6 +17,7 @@ from mfk.data.stick_generate import generate_stick
 from mfk.data.stick_mocap import stick_from_bvh
 from mfk.tasks import stick_data
 from mfk.tasks.movies import check_place
+from mfk.tasks.stick_generate import from_json
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
         check_place(given.out, (".gif", ".mp4", ".png", ".npz"))
         settings = settings_of(given.checkpoint)
         nets, found = trained(settings, given.checkpoint)
-        made = compose(settings, nets, found, given.text, given.seconds, given.seed, given.actions)
+        known = from_json(train.run_of(given.checkpoint) / OPENINGS)
+        made = compose(settings, nets, found, known, given.text, given.seconds, given.seed, given.actions)
         write_motion(made, given.out, given.text)
     elif isinstance(given, Evaluate):
         settings = settings_of(given.checkpoint)
@@ -144,9 +146,11 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
 
 
 def _validate(given: Validate) -> None:
+    if given.shown < 0:
+        raise ValueError(f"shown: expected at least 0, got {given.shown}")
     if given.output is not None:
         _new(given.output, given.overwrite)
-    clips = read_stick(given.data)
+    clips = read_stick(given.data, finite=False)
     found = check_stick(clips)
     for finding in found[: given.shown]:
         print(finding)

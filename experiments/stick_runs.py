@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,9 @@ from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 from mfk.tasks.stick_net import RefineConfig, StickNetConfig, StickNets, stick_nets
 from mfk.train import RunConfig, TrainConfig
 
+OPENINGS = "openings.json"  # in the run's folder
+DEFAULT_SAMPLE = "a person walks then jumps"
+_LONGEST = 3_600  # s of a generated motion
 SAMPLE_SECONDS = 6.0
 
 
@@ -36,8 +41,9 @@ class StickRun:
     data: stick_data.StickDataConfig = field(default_factory=stick_data.StickDataConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sample_text: str = "a person walks then jumps"
-    """What is generated after the training, sample.gif in the run's folder; "": nothing."""
+    sample_text: str | None = None
+    """What is generated after the training, sample.gif in the run's folder; "": nothing; None: walking and
+    jumping, or what a training clip does."""
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -47,6 +53,7 @@ class Ready(NamedTuple):
     data: stick_data.StickData
     nets: StickNets
     scale: Params
+    openings: stick_generate.Openings
 
 
 class Trained(NamedTuple):
@@ -76,7 +83,7 @@ def make_ready(settings: StickRun) -> Ready:
                 f"init_from: expected a run on frames of {data.width} numbers, got {settings.run.init_from}"
             )
         scale = known
-    return Ready(data, nets, scale | stick_generate.openings(data.openings, seed))
+    return Ready(data, nets, scale, stick_generate.openings(data.openings, seed))
 
 
 def task_of(settings: StickRun, ready: Ready) -> Task:
@@ -135,17 +142,18 @@ def compose(
     settings: StickRun,
     nets: StickNets,
     found: Trained,
+    known: stick_generate.Openings,
     text: str,
     seconds: float,
     seed: int,
     actions: tuple[str, ...],
 ) -> stick_generate.Made:
     """Generate what `text` says."""
-    if not text.strip():
-        raise ValueError("text: expected words, got none")
-    if not (math.isfinite(seconds) and round(seconds * FPS) > stick_generate.OPENING):
+    if not re.search(r"\w\w", text):
+        raise ValueError(f"text: expected words, got {text!r:.80}")
+    if not (math.isfinite(seconds) and stick_generate.OPENING < round(seconds * FPS) <= _LONGEST * FPS):
         least = (stick_generate.OPENING + 1) / FPS
-        raise ValueError(f"seconds: expected at least {least:g}, got {seconds}")
+        raise ValueError(f"seconds: expected {least:g} to {_LONGEST}, got {seconds}")
     if actions and not nets.config.condition_actions:
         raise ValueError("actions: no effect on a network that was trained without condition_actions")
     frames = round(seconds * FPS)
@@ -156,7 +164,7 @@ def compose(
         print(f"\r{done}/{total} frames\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     return stick_generate.generate(
-        nets, found.params, found.state, embedding, frames, seed=seed, actions=told, progress=progress
+        nets, found.params, found.state, known, embedding, frames, seed=seed, actions=told, progress=progress
     )
 
 
@@ -164,6 +172,8 @@ def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
     """Which action each frame has, [frames], -1: none; as named, evenly spread, or else as `text` says."""
     if unknown := [name for name in actions if name not in ACTIONS]:
         raise ValueError(f"actions: expected some of {', '.join(ACTIONS)}, got {unknown[0]!r}")
+    if len(actions) > frames:
+        raise ValueError(f"actions: expected at most one for each of {frames} frames, got {len(actions)}")
     if actions:
         starts = [(ACTIONS.index(name), k * frames // len(actions)) for k, name in enumerate(actions)]
     else:
@@ -174,26 +184,48 @@ def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
     return told
 
 
-def check_sample(settings: StickRun, ready: Ready) -> None:
-    """ValueError if the sample that follows the training cannot be generated: rather before it than after."""
+def sample_of(settings: StickRun, ready: Ready) -> str:
+    """The text of the sample that follows the training; "": none.
+
+    Raises:
+        ValueError: it cannot be generated: rather said before a training than after it.
+    """
     text = settings.sample_text
-    if not text or not settings.net.condition_actions:
-        return
+    if text is None:
+        texts = (DEFAULT_SAMPLE, ready.data.openings[0].description)
+        return next((text for text in texts if _possible(settings, ready, text)), "")
+    if text:
+        try:
+            _try(settings, ready, text)
+        except ValueError as error:
+            raise ValueError(f"sample_text: {text!r}: {error}") from None
+    return text
+
+
+def _possible(settings: StickRun, ready: Ready, text: str) -> bool:
     try:
-        told = schedule(text, round(SAMPLE_SECONDS * FPS), ())
-        stick_generate.opening(ready.scale, int(told[0]), 0)
-    except ValueError as error:
-        raise ValueError(f"sample_text: {text!r}: {error}") from None
+        _try(settings, ready, text)
+    except ValueError:
+        return False
+    return True
+
+
+def _try(settings: StickRun, ready: Ready, text: str) -> None:
+    """ValueError if no motion could be generated from the text."""
+    embed_text([text], settings.data.encoder, settings.net.embedding_dim)
+    if settings.net.condition_actions:
+        stick_generate.check_actions(ready.openings, schedule(text, round(SAMPLE_SECONDS * FPS), ()))
 
 
 def write_motion(made: stick_generate.Made, file: Path, text: str) -> None:
     """Draw a generated motion, or write it as numbers, as the file's suffix says."""
     names = [ACTIONS[a] if a >= 0 else "" for a in made.actions.tolist()]
+    title = textwrap.shorten(text, 120, placeholder=" ...")
     if file.suffix == ".npz":
         save_stick(file, made.motion, fps=FPS, text=text, actions=made.actions)
     elif file.suffix == ".png":
         columns = min(8, len(made.motion) // 2)
-        contact_sheet(file, made.motion, fps=FPS, columns=columns, rows=2, title=text, texts=names)
+        contact_sheet(file, made.motion, fps=FPS, columns=columns, rows=2, title=title, texts=names)
     else:
-        draw_stick(file, made.motion, fps=FPS, title=text, texts=names)
+        draw_stick(file, made.motion, fps=FPS, title=title, texts=names)
     print(f"wrote {file}")

@@ -46,6 +46,7 @@ class StickFinding(NamedTuple):
 
 RULES = (
     "text",
+    "short",
     "finite",
     "speed",
     "acceleration",
@@ -55,8 +56,9 @@ RULES = (
     "physics",
     "environment",
 )
-"""text: there is none. finite: a number is not. speed, acceleration, length, gap: see `StickLimits`. actions:
-a number that is no place in ACTIONS. physics: not the motion's. environment: a name without a class."""
+"""text: there is none. short: of one frame, of which nothing else is said. finite: a number is not. speed,
+acceleration, length, gap: see `StickLimits`. actions: a number that is no place in ACTIONS. physics: not the
+motion's. environment: a name without a class."""
 
 DEFAULT_LIMITS = StickLimits()
 
@@ -75,16 +77,16 @@ def check_stick(
 
     Raises:
         TypeError: something else than clips.
-        ValueError: motion of another shape than `StickClip` says, or of one frame.
+        ValueError: motion of another shape than `StickClip` says.
     """
     findings: list[StickFinding] = []
     for number, clip in enumerate(clips):
         if not isinstance(clip, StickClip):
             raise TypeError(f"clips[{number}]: expected a StickClip, got {describe(clip)}")
         motion = clip.motion
-        if motion.ndim not in (2, 3) or motion.shape[-1] not in SEGMENTS or len(motion) < 2:
+        if motion.ndim not in (2, 3) or motion.shape[-1] not in SEGMENTS or not len(motion):
             raise ValueError(
-                f"clips[{number}]: motion: expected [T, D] or [T, A, D], T >= 2 and D 20 or 48, "
+                f"clips[{number}]: motion: expected [T, D] or [T, A, D], T >= 1 and D 20 or 48, "
                 f"got {tuple(motion.shape)}"
             )
         findings += _check(number, clip, limits, fps)
@@ -112,6 +114,9 @@ def _check(number: int, clip: StickClip, limits: StickLimits, fps: float) -> lis
 
     if not clip.description.strip():
         found("text", None, None, None, "")
+    if len(clip.motion) < 2:
+        found("short", None, len(clip.motion), 2, "frames")
+        return findings
     broken = [
         (key, frame)
         for key in ("motion", "physics", "camera", "embedding")

@@ -34,7 +34,7 @@ _KINDS = {
 _NEEDED = ("description", "motion")
 
 
-def read_stick(path: str | os.PathLike[str]) -> list[StickClip]:
+def read_stick(path: str | os.PathLike[str], *, finite: bool = True) -> list[StickClip]:
     """The clips of a ``.pt`` file, checked; nothing in it is run.
 
     Tensors are mapped from the file where its format allows, as `mfk.data.read_tensors` does. What a clip
@@ -42,6 +42,7 @@ def read_stick(path: str | os.PathLike[str]) -> list[StickClip]:
 
     Args:
         path: a file of a list of dicts with the keys of `StickClip`.
+        finite: whether a number that is not finite is an error; off, `check_stick` tells of it.
 
     Raises:
         FileNotFoundError: no such file. OSError: it cannot be read.
@@ -57,7 +58,7 @@ def read_stick(path: str | os.PathLike[str]) -> list[StickClip]:
         raise ValueError(f"{path}: {_EXPECTED}, got a {type(found).__name__}")
     if not found:
         raise ValueError(f"{path}: {_EXPECTED}, got an empty list")
-    return [_clip(f"{path}: clip {number}", said) for number, said in enumerate(found)]
+    return [_clip(f"{path}: clip {number}", said, finite) for number, said in enumerate(found)]
 
 
 def write_stick(path: str | os.PathLike[str], clips: Sequence[StickClip]) -> None:
@@ -86,11 +87,19 @@ def write_stick(path: str | os.PathLike[str], clips: Sequence[StickClip]) -> Non
         # A view would take the whole storage that it looks at into the file.
         said.append({key: x.clone() if isinstance(x := checked[key], Tensor) else x for key in fields})
     buffer = io.BytesIO()
-    torch.save(said, buffer)
+    try:
+        torch.save(said, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:  # pickle raises whatever an object's own code does
+        raise ValueError(
+            "clips: meta, enhanced_meta: expected texts, numbers, None, lists and dicts of these, got "
+            f"something that could not be read back: {str(error).splitlines()[0]:.200}"
+        ) from None
     write_atomically(path, buffer.getvalue())
 
 
-def _clip(where: str, said: Any) -> StickClip:
+def _clip(where: str, said: Any, finite: bool = True) -> StickClip:
     if not isinstance(said, dict):
         raise ValueError(f"{where}: expected a dict, got a {type(said).__name__}")
     for key in said:
@@ -112,7 +121,7 @@ def _clip(where: str, said: Any) -> StickClip:
         tensor = plain_tensor(f"{where}: {key!r}", value)
         if tensor.dtype != _TENSORS[key]:
             raise ValueError(f"{where}: {key!r}: expected {_TENSORS[key]}, got {tensor.dtype}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
             raise ValueError(f"{where}: {key!r}: expected finite numbers, got {tensor[place]} at {place}")
         fields[key] = tensor

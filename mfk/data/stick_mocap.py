@@ -161,14 +161,16 @@ def _index(path: Path) -> dict[str, dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected a table in UTF-8: {error}") from None
-    lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-    if lacking or not rows:
+    if lacking := [name for name in _COLUMNS if name not in columns]:
         raise ValueError(
-            f"{path}: expected rows with the columns {', '.join(_COLUMNS)}, got {describe(rows)}"
+            f"{path}: expected the columns {', '.join(_COLUMNS)}, got none named {lacking[0]!r} "
+            f"among {list(columns)}"
         )
+    if not rows:
+        raise ValueError(f"{path}: expected a row for each clip, got none")
     found: dict[str, dict[str, str]] = {}
     for line, row in enumerate(rows, start=2):
         if empty := [name for name in _COLUMNS if not row[name]]:
@@ -182,7 +184,7 @@ def _index(path: Path) -> dict[str, dict[str, str]]:
 def _skeletons(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON: {error}") from None
     skeletons = said.get("skeletons") if isinstance(said, dict) else None
     if not isinstance(skeletons, dict):

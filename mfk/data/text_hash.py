@@ -61,13 +61,13 @@ def embed_text(texts: Sequence[str], encoder: str = HASH, width: int | None = No
         [N, width], float32.
 
     Raises:
-        ValueError: as `hash_text`, or the model's vectors have another width.
+        ValueError: as `hash_text`, no encoder, or the model's vectors have another width.
         TypeError: something else than texts.
         ImportError: the package that is needed is not installed.
     """
     _check_texts(texts)
     if not isinstance(encoder, str) or not encoder:
-        raise TypeError(f"encoder: expected {HASH!r} or the name of a model, got {describe(encoder)}")
+        raise ValueError(f"encoder: expected {HASH!r} or the name of a model, got {describe(encoder)}")
     if encoder == HASH:
         return hash_text(texts, 1024 if width is None else width)
     module = _optional("sentence_transformers", "sentence-transformers", "text")

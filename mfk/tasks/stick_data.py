@@ -16,14 +16,16 @@ from mfk.core import rng
 from mfk.core.config import refuse_unused
 from mfk.core.files import fingerprint
 from mfk.core.types import Batch, Params
-from mfk.data.stick import ENVIRONMENTS, FPS, StickClip, stick_physics
+from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
 from mfk.data.stick_files import read_stick
 from mfk.data.stick_generate import generate_stick
-from mfk.data.text_hash import embed_text
+from mfk.data.text_hash import HASH, embed_text
 from mfk.tasks.stick_features import fit_stick
 
 VARIABLE = "TRAIN_DATA_PATH"
 _ROWS = 32  # windows of a batch in validation
+_LONGEST = 10_000  # frames of a window
+_FAR = 1e5  # units: float32 knows a place there to a hundredth of one only
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,7 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
         raise ValueError(
             f"{name}: expected clips of one width, got {' and '.join(map(str, widths)) or 'none'}"
         )
-    clips = [
-        embedded(clip, embedding_dim, config.encoder, f"{name}: clip {i}") for i, clip in enumerate(clips)
-    ]
+    clips = embedded(clips, embedding_dim, config.encoder, name)
     for i, clip in enumerate(clips):
         check_clip(clip, camera, f"{name}: clip {i}")
     # Parted before the actors are: those of one recording are not independent.
@@ -124,7 +124,15 @@ def path_of(config: StickDataConfig) -> Path | None:
         raise ValueError(f"stage: expected train, pretrain or sft, got {config.stage!r}")
     path = config.data or named[config.stage]
     if path is None and config.stage == "train" and os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE])
+        path = Path(os.environ[VARIABLE])
+        if not path.is_file():
+            raise FileNotFoundError(f"the variable {VARIABLE}: {path}: there is no such file")
+    if path is None and config.stage == "train":
+        for stage, file in named.items():
+            if file is not None:
+                raise ValueError(
+                    f"curated_{stage}_data: {file} needs --stage {stage}; train_data names no file"
+                )
     if path is None and config.stage != "train":
         raise ValueError(f"stage: {config.stage} needs curated_{config.stage}_data, or --data")
     return path
@@ -155,29 +163,48 @@ def single_actors(clips: Sequence[StickClip]) -> list[StickClip]:
     return found
 
 
-def embedded(clip: StickClip, width: int, encoder: str, where: str) -> StickClip:
-    """The clip with an embedding of `width` numbers: its own, or that of its description.
+def embedded(clips: Sequence[StickClip], width: int, encoder: str, name: str) -> list[StickClip]:
+    """The clips, each with an embedding of `width` numbers: its own, or that of its description.
 
     Raises:
-        ValueError: its own has another width, or the description cannot be encoded.
+        ValueError: one's own has another width, or a description cannot be encoded.
     """
-    if clip.embedding is not None:
-        if clip.embedding.shape != (width,):
+    for i, clip in enumerate(clips):
+        if clip.embedding is not None and clip.embedding.shape != (width,):
             raise ValueError(
-                f"{where}: embedding: expected {width} numbers (embedding_dim), "
+                f"{name}: clip {i}: embedding: expected {width} numbers (embedding_dim), "
                 f"got {tuple(clip.embedding.shape)}"
             )
-        return clip
+    # All at once: a sentence encoder takes seconds to load.
+    texts = list(dict.fromkeys(clip.description for clip in clips if clip.embedding is None))
     try:
-        return clip._replace(embedding=embed_text([clip.description], encoder, width)[0])
+        known = dict(zip(texts, embed_text(texts, encoder, width), strict=True)) if texts else {}
     except ValueError as error:
-        raise ValueError(f"{where}: description: {error}") from None
+        for i, clip in enumerate(clips):
+            if clip.embedding is None and encoder == HASH:
+                try:
+                    embed_text([clip.description], encoder, width)
+                except ValueError as single:
+                    raise ValueError(f"{name}: clip {i}: description: {single}") from None
+        raise ValueError(f"{name}: encoder: {error}") from None
+    return [
+        clip if clip.embedding is not None else clip._replace(embedding=known[clip.description])
+        for clip in clips
+    ]
 
 
 def check_clip(clip: StickClip, camera: bool, where: str) -> None:
-    """ValueError if the clip has fewer than 3 frames, or no camera where one is asked for."""
+    """ValueError if the clip cannot be trained on, or has no camera where one is asked for."""
     if len(clip.motion) < 3:
         raise ValueError(f"{where}: expected at least 3 frames, got {len(clip.motion)}")
+    if clip.actions is not None and bool(((clip.actions < -1) | (clip.actions >= len(ACTIONS))).any()):
+        wrong = clip.actions[(clip.actions < -1) | (clip.actions >= len(ACTIONS))]
+        raise ValueError(
+            f"{where}: actions: expected places in ACTIONS, 0 to {len(ACTIONS) - 1}, or -1, "
+            f"got {int(wrong[0])}"
+        )
+    if not bool(clip.motion.abs().amax() < _FAR):
+        raise ValueError(f"{where}: motion: expected places nearer than {_FAR:g} units, got farther ones")
     if camera and clip.camera is None:
         raise ValueError(f"{where}: condition_camera, but it has no camera")
 
@@ -191,8 +218,8 @@ def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str)
     Raises:
         ValueError: fewer than 3 frames in a window, or as `check_clip`.
     """
-    if frames < 3:
-        raise ValueError(f"frames: expected at least 3, got {frames}")
+    if not 3 <= frames <= _LONGEST:
+        raise ValueError(f"frames: expected 3 to {_LONGEST}, got {frames}")
     parts: dict[str, list[Tensor]] = {key: [] for key in ("motion", "valid", "actions", "physics")}
     parts |= {"text": [], "environment": []} | ({"camera": []} if camera else {})
     for number, clip in enumerate(clips):

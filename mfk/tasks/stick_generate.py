@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,8 @@ from mfk.tasks.stick_net import StickNets
 from mfk.tasks.stick_refine import refine
 
 OPENING = 5  # frames that a generated motion begins with
-_KEPT = 8  # openings of each action
+_KEPT = 16  # openings of each action
+_PLACES = 4  # of each clip
 
 
 class Made(NamedTuple):
@@ -29,11 +32,15 @@ class Made(NamedTuple):
     plain: Tensor | None  # [T, D], before the refinement; None: there is none
 
 
-def openings(clips: Sequence[StickClip], seed: int) -> Params:
-    """The first frames of training clips, a few for each action, for `generate` to begin with.
+class Openings(NamedTuple):
+    """How training clips begin to do something, for `generate` to begin with."""
 
-    Returns:
-        "opening_motion" [N, 5, D], the hip of the first frame at x = 0, and "opening_action" [N], int64.
+    motion: Tensor  # [N, 5, D], the hip of the first frame at x = 0
+    action: Tensor  # [N], int64, of all five frames; -1: not known
+
+
+def openings(clips: Sequence[StickClip], seed: int) -> Openings:
+    """Five frames in a row of training clips, from up to 16 places for each action.
 
     Raises:
         ValueError: no clip has five frames.
@@ -42,38 +49,65 @@ def openings(clips: Sequence[StickClip], seed: int) -> Params:
     found: dict[int, list[Tensor]] = {}
     for i in generator.permutation(len(clips)).tolist():
         clip = clips[i]
-        action = -1 if clip.actions is None else int(clip.actions[0])
-        if len(clip.motion) >= OPENING and len(found.setdefault(action, [])) < _KEPT:
-            frames = clip.motion[:OPENING].clone()
-            frames[:, 0::2] -= frames[0, hip_columns(frames.shape[1])[0]].clone()
-            found[action].append(frames)
+        for start in generator.permutation(max(0, len(clip.motion) - OPENING + 1)).tolist()[:_PLACES]:
+            frames = clip.motion[start : start + OPENING].clone()
+            labels = torch.full((1,), -1) if clip.actions is None else clip.actions[start : start + OPENING]
+            some = found.setdefault(int(labels[0]), [])
+            if len(some) < _KEPT and bool((labels == labels[0]).all()):
+                frames[:, 0::2] -= frames[0, hip_columns(frames.shape[1])[0]].clone()
+                some.append(frames)
     if not any(found.values()):
         raise ValueError(f"data: expected a training clip of at least {OPENING} frames")
     actions = [action for action, some in found.items() for _ in some]
-    return {
-        "opening_motion": torch.stack([x for some in found.values() for x in some]),
-        "opening_action": torch.tensor(actions),
-    }
+    return Openings(torch.stack([x for some in found.values() for x in some]), torch.tensor(actions))
 
 
-def opening(scale: Params, action: int, seed: int) -> Tensor:
-    """The frames [5, D] with which a motion begins that first does `action`; -1: any.
+def to_json(known: Openings) -> str:
+    """Openings as text, places to a hundred-thousandth of a unit."""
+    motion = [[[round(x, 5) for x in frame] for frame in frames] for frames in known.motion.tolist()]
+    return json.dumps({"action": known.action.tolist(), "motion": motion}) + "\n"
+
+
+def from_json(path: Path) -> Openings:
+    """The inverse of `to_json`.
 
     Raises:
-        ValueError: the training clips have labels, and none is of this action.
+        FileNotFoundError: no such file. ValueError: it holds something else.
     """
-    known, motion = scale["opening_action"], scale["opening_motion"]
-    chosen = torch.arange(len(known))
-    if action >= 0 and bool((known >= 0).any()):
-        chosen = (known == action).nonzero()[:, 0]
-    if not len(chosen):
-        names = [ACTIONS[a] for a in sorted(set(known.tolist()) - {-1})]
-        raise ValueError(
-            f"actions: expected to begin with one that the training data had, {', '.join(names)}, "
-            f"got {ACTIONS[action]!r}"
-        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; a run of stick.py leaves it")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        known = Openings(torch.tensor(said["motion"], dtype=torch.float32), torch.tensor(said["action"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
+    if (
+        known.motion.ndim != 3
+        or known.motion.shape[1] != OPENING
+        or known.action.shape != (len(known.motion),)
+    ):
+        raise ValueError(f"{path}: expected motion [N, {OPENING}, D], got {tuple(known.motion.shape)}")
+    return known
+
+
+def opening(known: Openings, action: int, seed: int) -> Tensor:
+    """The frames [5, D] with which a motion begins that first does `action`; -1: any."""
+    chosen = torch.arange(len(known.action))
+    if action >= 0 and bool((known.action >= 0).any()):
+        chosen = (known.action == action).nonzero()[:, 0]
     pick = int(rng.uniform(rng.key(seed, "opening"), Rows.all(1), (), torch.float64)[0] * len(chosen))
-    return motion[chosen[pick]]
+    return known.motion[chosen[pick]]
+
+
+def check_actions(known: Openings, actions: Tensor) -> None:
+    """ValueError if something is to be done that no labelled training clip does."""
+    there = set(known.action.tolist()) - {-1}
+    missing = sorted(set(actions.tolist()) - {-1} - there)
+    if there and missing:
+        names = ", ".join(ACTIONS[a] for a in sorted(there))
+        raise ValueError(
+            f"actions: expected what the training clips do, {names}, got {ACTIONS[missing[0]]!r}"
+        )
 
 
 @torch.no_grad()
@@ -81,6 +115,7 @@ def generate(
     nets: StickNets,
     params: Tree,
     state: Tree,
+    known: Openings,
     text: Tensor,
     frames: int,
     *,
@@ -101,7 +136,8 @@ def generate(
     Args:
         nets: as of `stick_nets`.
         params: of the task.
-        state: of the task, with the `openings`.
+        state: of the task.
+        known: as of `openings`.
         text: embedding, [E].
         frames: of the motion, at least 6.
         seed: see above.
@@ -111,7 +147,7 @@ def generate(
         progress: called after each frame with (frames done, frames).
 
     Raises:
-        ValueError: another shape, too few frames, or no opening of the first action.
+        ValueError: another shape, too few frames, or an action that no training clip has.
     """
     width = nets.width
     if isinstance(frames, bool) or not isinstance(frames, int) or frames <= OPENING:
@@ -127,8 +163,9 @@ def generate(
         raise ValueError(f"actions: expected places in ACTIONS, 0 to {len(ACTIONS) - 1}, or -1, got others")
     if actions is not None and not nets.config.condition_actions and bool((told >= 0).any()):
         raise ValueError("actions: the network was built without condition_actions")
+    check_actions(known, told)
     motion = torch.zeros(1, frames, width)
-    motion[0, :OPENING] = opening(state["scale"], int(told[0]), seed)
+    motion[0, :OPENING] = opening(known, int(told[0]), seed)
     said = told.clone()
     step = (
         _cached_steps(nets, params, state, text, frames, lean)

@@ -28,7 +28,7 @@ def G(seed: int) -> torch.Generator:
 def clips(count: int = 6, frames: int = 90, *, width: int = 20, **more: Any) -> list[StickClip]:
     """Generated clips with their texts' embeddings."""
     made = generate_stick(count, seed=3, frames=frames, width=width, **more)
-    return [stick_data.embedded(clip, TEXT, "hash", "clip") for clip in made]
+    return stick_data.embedded(made, TEXT, "hash", "clips")
 
 
 def motions(
@@ -64,7 +64,8 @@ class Made:
         )
         self.clips, self.frames = clips(count, long, width=width), frames
         self.windows: Batch = stick_data.windows_of(self.clips, frames, True, "test")
-        self.scale = stick_data.measure_scale(self.windows) | stick_generate.openings(self.clips, 0)
+        self.scale = stick_data.measure_scale(self.windows)
+        self.openings = stick_generate.openings(self.clips, 0)
         self.task: Task = stick_task(self.nets, self.scale, self.config)
         self.params, self.state = self.task.init(0)
         # The head of poses begins with zeros, which would hide what the network does.

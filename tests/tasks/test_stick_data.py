@@ -46,8 +46,9 @@ def named(count: int = 10, **more: Any) -> list[StickClip]:
     return [clip._replace(meta={"clip": f"s{i}"}) for i, clip in enumerate(clips(count, **more))]
 
 
-def test_which_file_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, c, d, e = (Path(f"{name}.pt") for name in "abcde")
+def test_which_file_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c, d, e = (tmp_path / f"{name}.pt" for name in "abcde")
+    e.touch()
     monkeypatch.setenv("TRAIN_DATA_PATH", str(e))
     every = StickDataConfig(data=a, train_data=b, curated_pretrain_data=c, curated_sft_data=d)
     for stage, own in (("train", b), ("pretrain", c), ("sft", d)):
@@ -56,6 +57,11 @@ def test_which_file_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path_of(StickDataConfig()) == e
     monkeypatch.setenv("TRAIN_DATA_PATH", "")
     assert path_of(StickDataConfig()) is None
+    with pytest.raises(ValueError, match=r"curated_sft_data: .*d\.pt needs --stage sft"):
+        path_of(StickDataConfig(curated_sft_data=d))
+    monkeypatch.setenv("TRAIN_DATA_PATH", str(a))
+    with pytest.raises(FileNotFoundError, match=r"the variable TRAIN_DATA_PATH: .*a\.pt: there is no such"):
+        path_of(StickDataConfig())
     # The variable is for training from scratch: a stage names its own file.
     monkeypatch.setenv("TRAIN_DATA_PATH", str(e))
     for stage in ("pretrain", "sft"):
@@ -220,7 +226,7 @@ def test_clips_that_cannot_be_used_are_told(save: Callable[..., StickDataConfig]
             {"test_share": 0.5, "validation_share": 0.5},
             "10 generated clips: 10 clips leave none for training",
         ),
-        ({"frames": 2}, "frames: expected at least 3, got 2"),
+        ({"frames": 2}, "frames: expected 3 to 10000, got 2"),
         ({"clips": 0}, "clips: expected at least 1, got 0"),
     ],
 )
