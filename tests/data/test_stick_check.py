@@ -105,5 +105,6 @@ def test_clips_are_dropped_on_request_only():
 def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match=r"clips\[0\]: expected a StickClip"):
         check_stick([{}])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"clips\[0\]: motion: expected .* got \(1, 20\)"):
-        check_stick([StickClip("x", torch.zeros(1, 20))])
+    with pytest.raises(ValueError, match=r"clips\[0\]: motion: expected .* got \(0, 20\)"):
+        check_stick([StickClip("x", torch.zeros(0, 20))])
+    assert [(x.rule, x.value) for x in check_stick([StickClip("x", torch.zeros(1, 20))])] == [("short", 1)]

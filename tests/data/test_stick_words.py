@@ -92,7 +92,7 @@ def test_what_cannot_be_hashed_is_named():
         hash_text(["walks"], 0)
     with pytest.raises(TypeError, match=r"texts: expected several texts, got 'walks'"):
         hash_text("walks")
-    with pytest.raises(TypeError, match=r"encoder: expected 'hash' or the name of a model"):
+    with pytest.raises(ValueError, match=r"encoder: expected 'hash' or the name of a model"):
         embed_text(["walks"], encoder="")
 
 

@@ -38,6 +38,7 @@ def case(config: RefineConfig, width: int = 20) -> tuple[Made, Batch, Tensor]:
     """Windows and a prediction of them that is a little wrong."""
     made = Made(refine=config, width=width)
     batch = made.drawn()
+    del batch["noise"], batch["drift"]
     truth = batch["motion"][:, 1:]
     given = truth + 0.003 * joined(torch.randn(truth.shape, generator=G(2)))
     return made, batch, given
@@ -53,12 +54,12 @@ def test_a_perfect_network_gives_the_truth(config: RefineConfig, width: int) -> 
     end = (truth - given) / stick_refine._unit(given, valid) / size
     assert float(end.abs().max()) * 0.7 < stick_refine._MOST  # so that nothing is cut
 
-    def noise_in(z: Tensor, t: Tensor) -> Tensor:
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
         place = (t[:, 0] * config.noise_steps).round().long() - 1
         share = losses.signal_shares(config.noise_steps)[place][:, None, None]
-        return (z - share.sqrt() * end) / (1 - share).sqrt()
+        return (share.sqrt() * z - end) / (1 - share).sqrt()
 
-    perfect = (lambda z, t: end) if config is REFINE else noise_in
+    perfect = (lambda z, t: end) if config is REFINE else velocity
     nets = with_network(made.nets, perfect)
     noise = torch.randn(truth.shape, generator=G(3))
     made_of_it = refine(nets, {}, state, given, batch["text"], noise)
@@ -75,8 +76,10 @@ def test_a_perfect_network_has_no_loss(config: RefineConfig) -> None:
     ends = end.clamp(-stick_refine._MOST, stick_refine._MOST)
     state = made.state | {"residual": torch.tensor(1.0)}
     start = joined(batch["refine_noise"]) * valid[..., None]
-    perfect = {8: start}
-    if config is REFINE:
+    if config is not REFINE:
+        share = losses.signal_shares(config.noise_steps)[batch["s"]][:, None, None]
+        perfect = {8: share.sqrt() * start - (1 - share).sqrt() * ends}
+    else:
         batch["r"] = batch["r"] * 0.9  # at the very end the velocity is divided by what is left
         batch["t"] = torch.maximum(batch["t"], batch["r"][: len(batch["t"])])
         first = len(batch["t"])  # rows with an end time come first, the others by themselves
@@ -84,7 +87,7 @@ def test_a_perfect_network_has_no_loss(config: RefineConfig) -> None:
         assert len(perfect) == 2
     nets = with_network(made.nets, lambda z, t: perfect[len(z)])
     rows, _ = refine_loss(nets, {}, state, batch, given)
-    assert rows.shape == (8,) and float(rows.abs().max()) < 1e-6
+    assert rows.shape == (8,) and float(rows.abs().max()) < 1e-5
     wrong = with_network(made.nets, lambda z, t: torch.zeros_like(z))
     assert float(refine_loss(wrong, {}, state, batch, given)[0].min()) > 1e-3
 
@@ -117,6 +120,20 @@ def test_the_size_of_what_is_left_is_followed(config: RefineConfig) -> None:
     expected = (keep * 0.25 + (1 - keep) * left.square().mean()).sqrt()
     torch.testing.assert_close(after["residual"], expected)
     assert after.keys() == state.keys() and float(state["residual"]) == 0.5
+
+
+@BOTH
+def test_windows_that_stand_off_are_not_refined(config: RefineConfig) -> None:
+    made, batch, given = case(config)
+    batch["noise"] = torch.zeros_like(batch["motion"])
+    alone, state = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    batch["noise"][3] = 0.1
+    rows, after = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    assert float(rows[3]) == 0 < float(alone[3])
+    assert not torch.equal(after["residual"], state["residual"])
+    batch["noise"][:] = 0.1
+    _, none = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    assert torch.equal(none["residual"], made.state["residual"])
 
 
 @BOTH

@@ -264,7 +264,7 @@ def test_a_short_training_is_better_than_constant_velocity() -> None:
         rows = torch.randint(0, windows, (16,), generator=G(i))
         state, _ = step(state, {name: x[rows] for name, x in made.windows.items()})
     model, again = _errors(made, state.params, held)
-    assert again == straight and model < 0.6 * straight
+    assert again == straight and model < 0.8 * straight
 
 
 def _errors(made: Made, params: Any, clips: list[StickClip]) -> tuple[float, float]:
