@@ -110,7 +110,10 @@ def test_other_data_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         (["--held-out", "s1"], "held_out: ('s1',) would have no effect"),
         (["--test-share", "0"], "test_share: expected a share between 0 and 1"),
         (["--clips", "2"], "2 generated clips: 2 clips leave none for training"),
-        (["--sample-text", "a person hugs"], "sample_text: 'a person hugs': actions: expected what the training clips do"),
+        (
+            ["--sample-text", "a person hugs"],
+            "sample_text: 'a person hugs': actions: expected what the training clips do",
+        ),
         (["--sample-text", "..."], "sample_text: '...': texts[0]: expected words"),
         (["--encoder", "some-model"], "sentence-transformers is needed: pip install 'mfk[text]'"),
     ],
