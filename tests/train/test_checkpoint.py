@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -19,6 +20,7 @@ from mfk.train import (
     CheckpointError,
     Guard,
     TrainState,
+    arrays,
     find,
     init_state,
     load,
@@ -297,3 +299,15 @@ def test_a_fresh_process_prints_nothing(tmp_path):
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(("file", "told"), [("orbax", False), ("other", True)])
+def test_late_reports_of_orbax_are_dropped_and_no_others(file: str, told: bool) -> None:
+    code = compile("raise ValueError('late')", f"/somewhere/{file}/write.py", "exec")
+    with pytest.raises(ValueError, match="late") as caught:
+        exec(code, {})
+    info = (caught.type, caught.value, caught.tb)
+    record = logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, "never retrieved", (), info)
+    assert arrays._not_of_orbax(record) is told
+    plain = logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, "slow", (), None)
+    assert arrays._not_of_orbax(plain)
