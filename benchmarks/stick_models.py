@@ -26,16 +26,15 @@ import torch
 from timing import Check, facts, report, write
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+
+from stick_runs import settings_of, trained
+
+from mfk.core import tree
+from mfk.core.types import Batch
+from mfk.tasks import stick_data, stick_measure
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
-
-from stick_runs import settings_of, trained  # noqa: E402
-
-from mfk.core import tree  # noqa: E402
-from mfk.core.types import Batch  # noqa: E402
-from mfk.tasks import stick_data, stick_measure  # noqa: E402
-from mfk.tasks.stick_net import StickNets  # noqa: E402
-
 REAL_HELD_OUT = ("cmu_01_09", "cmu_02_01", "cmu_60_03", "cmu_94_08", "cmu_135_05", "cmu_11_01")
 _TRAIL = 25  # frames whose statistics logistic regression sees
 _EVERY = 5  # frames of a training window that it is fitted to
@@ -97,11 +96,11 @@ def measure(name: str, out: Path, words: list[str]) -> dict[str, Any]:
         "clips": len(data.test),
         "parameters": tree.size(found.params["net"]),
         "actions": [row._asdict() for row in rows],
-        "regression": regression(nets, data, settings.data.frames),
+        "regression": regression(data, settings.data.frames),
     }
 
 
-def regression(nets: StickNets, data: stick_data.StickData, frames: int) -> float:
+def regression(data: stick_data.StickData, frames: int) -> float:
     """Share of held-out frames whose action logistic regression on pose statistics recognises."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -112,7 +111,9 @@ def regression(nets: StickNets, data: stick_data.StickData, frames: int) -> floa
     model.fit(seen.numpy(), label.numpy())
     right = [
         torch.from_numpy(model.predict(x.numpy())) == y
-        for x, y in (samples(batch, 1) for batch in stick_measure.held_out_batches(nets, data.test, frames))
+        for x, y in (
+            samples(batch, 1) for batch in stick_data.held_out_batches(data.test, frames, False, "test")
+        )
         if len(y)
     ]
     return float(torch.cat(right).double().mean())

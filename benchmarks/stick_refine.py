@@ -86,7 +86,7 @@ def compare(source: str, folder: Path, words: list[str]) -> dict[str, Any]:
         def predicted(clips: list[StickClip], nets=nets, found=found, settings=settings) -> list[Any]:
             return [
                 (b["motion"][:, 1:], stick_measure.predictions(nets, found.params, found.state, b), b["text"])
-                for b in stick_measure.held_out_batches(nets, clips, settings.data.frames)
+                for b in stick_data.held_out_batches(clips, settings.data.frames, False, "held out")
             ]
 
         def refined(given: Tensor, text: Tensor, first: int, nets=nets, found=found) -> Tensor:

@@ -23,7 +23,7 @@ from mfk.data.text_hash import HASH, embed_text
 from mfk.tasks.stick_features import fit_stick
 
 VARIABLE = "TRAIN_DATA_PATH"
-_ROWS = 32  # windows of a batch in validation
+_ROWS = 32  # held-out windows of a batch
 _LONGEST = 10_000  # frames of a window
 _FAR = 1e5  # units: float32 knows a place there to a hundredth of one only
 
@@ -247,9 +247,9 @@ def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str)
     return {key: torch.stack(x) for key, x in parts.items()}
 
 
-def validation_batches(data: StickData, frames: int, camera: bool) -> list[Batch]:
-    """Windows of the validation clips, 32 at a time."""
-    whole = windows_of(data.validation, frames, camera, data.name)
+def held_out_batches(clips: Sequence[StickClip], frames: int, camera: bool, name: str) -> list[Batch]:
+    """`windows_of` the clips, 32 at a time."""
+    whole = windows_of(clips, frames, camera, name)
     return [
         {name: x[first : first + _ROWS] for name, x in whole.items()}
         for first in range(0, len(whole["motion"]), _ROWS)

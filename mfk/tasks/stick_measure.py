@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 from mfk.core.types import Batch, Tree
 from mfk.data.stick import ACTIONS, StickClip
 from mfk.nn import StickOutput
-from mfk.tasks.stick_data import windows_of
+from mfk.tasks.stick_data import held_out_batches
 from mfk.tasks.stick_net import StickNets, next_frames
 
-_ROWS = 32  # windows at a time
 _KNOWN = 2  # frames that constant velocity needs before it predicts
 
 
@@ -39,7 +38,7 @@ def next_frame_errors(
     actions are recognised from the motion alone.
     """
     found = []
-    for batch in held_out_batches(nets, clips, frames):
+    for batch in held_out_batches(clips, frames, nets.config.condition_camera, "held-out clips"):
         truth = batch["motion"]
         out = _predict(nets, params, state, batch, told=True)
         alone = _predict(nets, params, state, batch, told=False)
@@ -79,13 +78,6 @@ def by_action(found: NextFrames) -> list[ActionRow]:
         if number >= 0:
             rows.append(_row(found, ACTIONS[number], found.valid & (found.action == number)))
     return [*rows, _row(found, "all", found.valid)]
-
-
-def held_out_batches(nets: StickNets, clips: Sequence[StickClip], frames: int) -> Iterator[Batch]:
-    """Windows of the clips, 32 at a time."""
-    batch = windows_of(clips, frames, nets.config.condition_camera, "held-out clips")
-    for first in range(0, len(batch["motion"]), _ROWS):
-        yield {name: x[first : first + _ROWS] for name, x in batch.items()}
 
 
 @torch.no_grad()

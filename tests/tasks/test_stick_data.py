@@ -261,7 +261,7 @@ def test_the_deviations_of_physics_are_those_of_frames_that_count() -> None:
 
 def test_validation_in_batches_is_all_of_it() -> None:
     data = open_stick(replace(SHORT, clips=60, frames=30), 0, TEXT, False)
-    batches = stick_data.validation_batches(data, 30, False)
+    batches = stick_data.held_out_batches(data.validation, 30, False, data.name)
     whole = windows_of(data.validation, 30, False, "test")
     assert [len(batch["motion"]) for batch in batches] == [32, 22]
     for name, x in whole.items():
