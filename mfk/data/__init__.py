@@ -6,6 +6,9 @@ from mfk.data.bvh_text import BvhHeader
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
+from mfk.data.irf_dataset import IRFDataset, collate_mixed_worlds, collate_single_world
+from mfk.data.irf_generate import GeneratedIRF, generate_irf
+from mfk.data.irf_splits import SPLITS, split_samples
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
 from mfk.data.motion_batches import WindowConfig, motion_batches
@@ -27,17 +30,20 @@ from mfk.data.tensors import read_tensors
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
 
 __all__ = [
+    "SPLITS",
     "AugmentConfig",
     "AutoregressiveWindows",
     "Bvh",
     "BvhHeader",
     "Clip",
     "Generated",
+    "GeneratedIRF",
     "IKDataConfig",
     "IKFile",
     "IKPaths",
     "IKRows",
     "IKSamples",
+    "IRFDataset",
     "LoaderConfig",
     "MotionInfo",
     "MotionRows",
@@ -56,10 +62,13 @@ __all__ = [
     "bvh_frames",
     "check_augment",
     "clip_starts",
+    "collate_mixed_worlds",
+    "collate_single_world",
     "draw_ik",
     "find_windows",
     "frame_velocities",
     "generate_ik",
+    "generate_irf",
     "held_out_clips",
     "import_bvh",
     "joint_motion",
@@ -78,6 +87,7 @@ __all__ = [
     "same_skeleton",
     "sampling_range",
     "split_rows",
+    "split_samples",
     "split_segments",
     "write_motion",
 ]
