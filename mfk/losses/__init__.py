@@ -1,5 +1,6 @@
 """Floor 1: losses as pure functions of a field or a motion, their weights, times, and the samplers."""
 
+from mfk.losses.classification import class_error
 from mfk.losses.consistency import (
     alpha_flow,
     alpha_flow_terms,
@@ -29,6 +30,13 @@ from mfk.losses.motion import (
     quaternion_distance,
     quaternion_norm,
 )
+from mfk.losses.physics import (
+    acceleration_consistency,
+    gravity_in_flight,
+    in_flight,
+    jerk,
+    velocity_consistency,
+)
 from mfk.losses.regression import absolute_error, masked_rows, masked_sum, smooth_l1_error, squared_error
 from mfk.losses.rollout import step_weights, teacher_ratio
 from mfk.losses.sampling import sample, sample_euler, sample_midpoint
@@ -42,12 +50,14 @@ __all__ = [
     "MeanFlowTerms",
     "TimeConfig",
     "absolute_error",
+    "acceleration_consistency",
     "adaptive_weight",
     "add_noise",
     "alpha_flow",
     "alpha_flow_terms",
     "alpha_schedule",
     "alpha_weight",
+    "class_error",
     "distance_weight",
     "draw_times",
     "end_times",
@@ -55,6 +65,7 @@ __all__ = [
     "finite_difference_velocity",
     "flow_matching",
     "foot_sliding",
+    "gravity_in_flight",
     "guided",
     "guided_velocity",
     "horizon_absolute_error",
@@ -62,6 +73,8 @@ __all__ = [
     "horizon_weights",
     "improved_meanflow",
     "improved_meanflow_terms",
+    "in_flight",
+    "jerk",
     "jvp_rows",
     "masked_rows",
     "masked_sum",
@@ -92,5 +105,6 @@ __all__ = [
     "terminal_velocity",
     "terminal_velocity_terms",
     "torus_path",
+    "velocity_consistency",
     "wrap",
 ]

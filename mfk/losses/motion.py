@@ -32,7 +32,7 @@ def finite_difference_velocity(x: Tensor, dt: float) -> Tensor:
     check_rows({"x": x}, {})
     if x.ndim < 2 or x.shape[-2] < 2:
         raise ValueError(f"x: expected a shape [..., T, F] with T >= 2 frames, got {tuple(x.shape)}")
-    _check_positive("dt", dt)
+    check_positive("dt", dt)
     return (x[..., 1:, :] - x[..., :-1, :]) / dt
 
 
@@ -51,7 +51,7 @@ def quaternion_norm(q: Tensor) -> Tensor:
         ValueError: the last axis is not 4. TypeError: `q` is not of floating point.
     """
     _check_quaternions({"q": q})
-    return (_length(q) - 1).square().squeeze(-1)
+    return (length(q) - 1).square().squeeze(-1)
 
 
 def quaternion_distance(q: Tensor, p: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ def foot_sliding(
         )
     if isinstance(up, bool) or not isinstance(up, int) or up not in (0, 1, 2):
         raise ValueError(f"up: expected the axis 0, 1 or 2, got {describe(up)}")
-    _check_positive("fps", fps)
-    _check_positive("height", height)
+    check_positive("fps", fps)
+    check_positive("height", height)
     if ground is not None and (
         isinstance(ground, bool) or not isinstance(ground, int | float) or not math.isfinite(ground)
     ):
@@ -118,11 +118,11 @@ def foot_sliding(
     floor = level.amin(-3, keepdim=True) if ground is None else ground
     above = ((level[..., :-1, :, :] + level[..., 1:, :, :]) / 2 - floor).clamp(0, height)
     across = position[..., [axis for axis in range(3) if axis != up]]
-    speed = fps * _length(across[..., 1:, :, :] - across[..., :-1, :, :])
+    speed = fps * length(across[..., 1:, :, :] - across[..., :-1, :, :])
     return (speed * (2 - torch.exp2(above / height))).mean((-3, -2, -1))
 
 
-def _length(x: Tensor) -> Tensor:
+def length(x: Tensor) -> Tensor:
     """‖x‖ over the last axis, which is kept, with gradient 0 at the zero vector.
 
     The axis is kept because the tangent of a 0-dimensional tensor that meets a Python number is float64.
@@ -132,7 +132,8 @@ def _length(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """ValueError unless it is a finite number > 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {describe(value)}")
 

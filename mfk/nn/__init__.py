@@ -1,20 +1,34 @@
 """Floor 2: networks, plain nn.Modules that are usable alone, and what they are made of."""
 
+from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
 from mfk.nn.keyed_dropout import dropout
 from mfk.nn.motion_mlp import MotionMLP
+from mfk.nn.root_mean_square import RMSNorm
+from mfk.nn.rotary import apply_rotary
 from mfk.nn.self_attention import SelfAttention, attention
+from mfk.nn.stick_denoiser import StickDenoiser
+from mfk.nn.stick_transformer import STICK_PRESETS, StickCache, StickOutput, StickSizes, StickTransformer
 from mfk.nn.times import time_features
 from mfk.nn.transformer import MotionTransformer
 from mfk.nn.unet1d import UNet1D
 
 __all__ = [
+    "STICK_PRESETS",
     "KinematicNet",
     "MeanFlowNet",
     "MotionMLP",
     "MotionTransformer",
+    "RMSNorm",
     "SelfAttention",
+    "StickCache",
+    "StickDenoiser",
+    "StickOutput",
+    "StickSizes",
+    "StickTransformer",
+    "SwiGLU",
     "UNet1D",
+    "apply_rotary",
     "attention",
     "dropout",
     "time_features",

@@ -23,11 +23,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}")
 
 
-def check_frames(x: Tensor, inputs: int, dtype: torch.dtype) -> None:
+def check_frames(x: Tensor, inputs: int, dtype: torch.dtype, name: str = "x") -> None:
     """Frames are [B, T, inputs] with T >= 1 (ValueError), in the parameters' `dtype` (TypeError)."""
-    _check_dtype("x", x, dtype, "the network's")
+    _check_dtype(name, x, dtype, "the network's")
     if x.ndim != 3 or x.shape[2] != inputs or x.shape[1] < 1:
-        raise ValueError(f"x: expected the shape [B, T, {inputs}] with T >= 1, got {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected the shape [B, T, {inputs}] with T >= 1, got {tuple(x.shape)}")
 
 
 def check_condition(condition: Tensor | None, width: int, x: Tensor, *, per_frame: bool) -> None:
@@ -58,6 +58,21 @@ def check_key(key: Tensor | None, rows: tuple[int, ...]) -> None:
         raise TypeError(f"key: expected an int64 tensor or None, got {describe(key)}")
     if tuple(key.shape) != rows:
         raise ValueError(f"key: expected the shape {rows}, one number per row, got {tuple(key.shape)}")
+
+
+def check_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, whose: str) -> None:
+    """A further input has exactly this shape (ValueError) and floating-point `dtype` (TypeError)."""
+    _check_dtype(name, x, dtype, whose)
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, got {tuple(x.shape)}")
+
+
+def check_exact(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What no network casts, labels and masks, has exactly this shape (ValueError) and dtype (TypeError)."""
+    if not isinstance(x, Tensor) or x.dtype != dtype:
+        raise TypeError(f"{name}: expected a tensor of {dtype}, got {describe(x)}")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, got {tuple(x.shape)}")
 
 
 def _check_dtype(name: str, x: Tensor, dtype: torch.dtype, whose: str) -> None:

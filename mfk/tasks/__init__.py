@@ -17,10 +17,13 @@ from mfk.tasks import (
 )
 from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
 from mfk.tasks.motion_animation import animate
+from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 
 __all__ = [
     "IK",
     "animate",
+    "contact_sheet",
+    "draw_stick",
     "ik",
     "ik_compare",
     "ik_export",
@@ -36,4 +39,5 @@ __all__ = [
     "motion_net",
     "motion_report",
     "save_ik",
+    "save_stick",
 ]

@@ -16,6 +16,7 @@ from mfk.tasks.ik import PoseErrors
 from mfk.tasks.ik_compare import FALLING, SolverResult
 from mfk.tasks.ik_solve import DAMPING
 from mfk.tasks.ik_uncertainty import Calibration, calibration_markdown
+from mfk.tasks.report_tables import markdown, print_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,19 +80,8 @@ def table(results: Sequence[SolverResult]) -> tuple[list[str], list[list[str]]]:
 
 
 def print_table(results: Sequence[SolverResult], title: str) -> None:
-    """Print the table on the terminal; on a narrow one lines wrap, no figure is cut."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    titles, rows = table(results)
-    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(titles):
-        two_lines = column.replace(", ", "\n") if "," in column else column.replace(" ", "\n")
-        shown.add_column(two_lines, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    Console(width=max(Console().width, 105)).print(shown)
+    """Print the table on the terminal."""
+    print_rows(*table(results), title, width=105)
 
 
 def _figure(x: float) -> str:
@@ -103,11 +93,9 @@ def _markdown(
     facts: Mapping[str, Any],
     uncertainty: tuple[int, Mapping[str, Calibration]] | None,
 ) -> str:
-    titles, rows = table(results)
     lines = ["# Inverse kinematics: held-out poses", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *markdown(*table(results))]
     lines += [
         "",
         "Errors are those of the pose by forward kinematics in float64. Least-squares (LM) steps are damped, "

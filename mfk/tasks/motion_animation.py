@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfk.core.files import write_atomically
 from mfk.core.types import describe
 from mfk.kinematics.skeleton import check_parents
+from mfk.tasks.movies import check_fps, check_place, shown_frames, write_movie
 
 _AZIMUTH, _ELEVATION = math.radians(-60), math.radians(20)  # of the camera, which looks in parallel lines
 _INCHES, _TOP, _DPI = 4.0, 0.6, 80  # a panel's side, the room for titles; 320 x 368 pixels with one panel
-_BROWSERS = 50.0  # frames per second of a .gif that every program shows in time
 _COLOURS = {"left": "tab:blue", "right": "tab:red", "": "0.25"}
 _LEFT = re.compile(r"(?i:left|(^|[_.: ])l([_.: ]|$))|^L[A-Z]")
 _RIGHT = re.compile(r"(?i:right|(^|[_.: ])r([_.: ]|$))|^R[A-Z]")
@@ -68,13 +62,8 @@ def animate(
     points = _checked(path, sequences, parents, fps, up, marks, bone_names)
     sides = ["" for _ in parents] if bone_names is None else [_side(name, bone_names) for name in bone_names]
     frames = next(iter(points.values())).shape[0]
-    stride = math.ceil(fps / _BROWSERS) if path.suffix == ".gif" else 1
-    drawn = range(0, frames, stride)
-    pictures = _draw(points, parents, sides, drawn, title, marks or {})
-    if path.suffix == ".gif":
-        write_atomically(path, _gif(pictures, [min(k + stride, frames) / fps for k in drawn]))
-    else:
-        _mp4(path, pictures, fps)
+    pictures = _draw(points, parents, sides, shown_frames(path, frames, fps), title, marks or {})
+    write_movie(path, pictures, frames, fps, ("black", *_COLOURS.values()))
 
 
 def _checked(
@@ -87,15 +76,9 @@ def _checked(
     bone_names: Sequence[str] | None,
 ) -> dict[str, np.ndarray]:
     """The sequences as float64 arrays whose last axis points up."""
-    if path.suffix not in (".gif", ".mp4"):
-        raise ValueError(f"path: expected NAME.gif or NAME.mp4, got {str(path)!r}")
-    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
-        raise ValueError(f"path: {str(path)!r} needs ffmpeg, which is not installed; a .gif does not")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected the folder {str(path.parent)!r} to be there")
+    check_place(path, (".gif", ".mp4"))
     check_parents(parents)
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        raise ValueError(f"fps: expected a finite number > 0, got {describe(fps)}")
+    check_fps(fps)
     if isinstance(up, bool) or not isinstance(up, int) or up not in (0, 1, 2):
         raise ValueError(f"up: expected the axis 0, 1 or 2, got {describe(up)}")
     if not sequences:
@@ -214,47 +197,3 @@ def _side(name: str, names: Sequence[str]) -> str:
     if left == right and name[:1] in ("l", "r"):
         left, right = name[0] == "l" and f"r{name[1:]}" in names, name[0] == "r" and f"l{name[1:]}" in names
     return "" if left == right else "left" if left else "right"
-
-
-def _gif(pictures: Iterator[np.ndarray], ends: Sequence[float]) -> bytes:
-    """The file, whose frames end at those times in s."""
-    from matplotlib.colors import to_rgb
-    from PIL import Image
-
-    # One palette for all frames, of what is drawn: each colour, and how its edges fade into the white.
-    fading = np.linspace(0, 1, 64)[:, None]
-    shades = [255 * (1 - fading * (1 - np.array(to_rgb(c)))) for c in ("black", *_COLOURS.values())]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.rint(np.concatenate(shades)).astype(np.uint8).tobytes())
-    images = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in pictures]
-    hundredths = [round(100 * end) for end in ends]
-    lasting = [10 * max(end - start, 1) for start, end in zip([0, *hundredths], hundredths, strict=False)]
-    file = io.BytesIO()
-    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=lasting, loop=0)
-    return file.getvalue()
-
-
-def _mp4(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    first = next(pictures)
-    height, width = first.shape[:2]
-    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
-    command = ["ffmpeg", "-y", "-loglevel", "error", *given, "-pix_fmt", "yuv420p", "-f", "mp4", str(part)]
-    try:
-        with tempfile.TemporaryFile() as said:
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said) as ffmpeg:
-                assert ffmpeg.stdin is not None
-                try:
-                    ffmpeg.stdin.write(first.tobytes())
-                    for picture in pictures:
-                        ffmpeg.stdin.write(picture.tobytes())
-                    ffmpeg.stdin.close()
-                except BrokenPipeError:
-                    pass  # ffmpeg has ended before its input: it says why
-            said.seek(0)
-            why = said.read().decode(errors="replace").strip().splitlines()
-        if ffmpeg.returncode:
-            raise OSError(f"{path}: ffmpeg failed: {why[-1] if why else f'it returned {ffmpeg.returncode}'}")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

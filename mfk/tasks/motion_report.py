@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from mfk.tasks.motion_measure import (
     rollouts,
     sliding,
 )
+from mfk.tasks.report_tables import markdown, print_rows, strict
 
 PERSISTENCE, VELOCITY, LINEAR = "persistence", "constant velocity", "linear prediction"
 _ROWS = 64  # windows at a time
@@ -205,24 +205,8 @@ def action_table(results: Sequence[MotionResult]) -> tuple[list[str], list[list[
 
 
 def print_table(results: Sequence[MotionResult], title: str) -> None:
-    """Print the table on the terminal; no figure is cut."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    titles, rows = table(results)
-    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(titles):
-        shown.add_column(column.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    Console(width=max(Console().width, 100)).print(shown)
-
-
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    """Print the table on the terminal."""
+    print_rows(*table(results), title)
 
 
 def write_report(
@@ -243,19 +227,10 @@ def write_report(
         lines += [*markdown(*action_table(results)), ""]
     lines += ["![drift](drift.png)", ""]
     written = [folder / "report.json", folder / "report.md", folder / "drift.png"]
-    write_atomically(written[0], json.dumps(_strict(report), indent=2, allow_nan=False) + "\n")
+    write_atomically(written[0], json.dumps(strict(report), indent=2, allow_nan=False) + "\n")
     write_atomically(written[1], "\n".join(lines))
     write_atomically(written[2], drift_figure(results, fps))
     return written
-
-
-def _strict(value: Any) -> Any:
-    """`value` with null for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _strict(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drift_figure(results: Sequence[MotionResult], fps: float) -> bytes:

@@ -1,0 +1,171 @@
+"""The settings of a stick-figure run, what it has come to, its report, what it generates."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mfk.data.stick import ACTIONS, FPS
+from mfk.data.stick_text import action_schedule
+
+from mfk import train
+from mfk.core import config, tree
+from mfk.core.types import Params, Task, Tree
+from mfk.data import LoaderConfig
+from mfk.tasks import stick, stick_data, stick_generate, stick_measure, stick_report
+from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
+from mfk.tasks.stick_net import RefineConfig, StickNetConfig, StickNets, stick_nets
+from mfk.train import RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class StickRun:
+    """A training run."""
+
+    net: StickNetConfig = field(default_factory=StickNetConfig)
+    diffusion: RefineConfig = field(default_factory=RefineConfig)
+    stick: stick.StickConfig = field(default_factory=stick.StickConfig)
+    data: stick_data.StickDataConfig = field(default_factory=stick_data.StickDataConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample_text: str = "a person walks then jumps"
+    """What is generated after the training, sample.gif in the run's folder; "": nothing."""
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class Ready(NamedTuple):
+    """Data and networks of a run, before or after training."""
+
+    data: stick_data.StickData
+    nets: StickNets
+    scale: Params
+
+
+class Trained(NamedTuple):
+    """What a run has come to at its best validation, in averaged parameters."""
+
+    params: Params
+    state: Tree
+    step: int
+
+
+def make_ready(settings: StickRun) -> Ready:
+    """Read or generate the data, build the networks, measure the training windows."""
+    if settings.train.members != 1:
+        raise ValueError(f"members: stick figures are trained one by one, got {settings.train.members}")
+    seed = settings.train.seed
+    data = stick_data.open_stick(
+        settings.data, seed, settings.net.embedding_dim, settings.net.condition_camera
+    )
+    nets = stick_nets(settings.net, settings.diffusion, data.width)
+    scale = stick_data.measure_scale(data.training) | stick_generate.openings(data.openings, seed)
+    return Ready(data, nets, scale)
+
+
+def task_of(settings: StickRun, ready: Ready) -> Task:
+    """The training problem."""
+    return stick.stick_task(ready.nets, ready.scale, settings.stick)
+
+
+def settings_of(checkpoint: Path) -> StickRun:
+    """The settings that a run was started with."""
+    return config.load_yaml(StickRun, train.run_of(checkpoint) / "config.yaml")
+
+
+def trained(settings: StickRun, checkpoint: Path) -> tuple[StickNets, Trained]:
+    """The networks and the best checkpoint's parameters and state; no data are read."""
+    found = train.find(checkpoint, "best")
+    # What was measured on the training data has the shapes that it had then.
+    prefix = "state/scale/"
+    scale = {
+        name.removeprefix(prefix): torch.zeros(leaf["shape"], dtype=getattr(torch, leaf["dtype"]))
+        for name, leaf in found.leaves.items()
+        if name.startswith(prefix)
+    }
+    nets = stick_nets(settings.net, settings.diffusion, len(scale["pose"]))
+    params, state = stick.stick_task(nets, scale, settings.stick).init(settings.train.seed)
+    params = train.load_params(checkpoint, params, "best")
+    return nets, Trained(params, train.load_state(checkpoint, state, "best"), found.step)
+
+
+def report(
+    settings: StickRun,
+    data: stick_data.StickData,
+    nets: StickNets,
+    found: Trained,
+    out: Path,
+    more: Mapping[str, Any],
+) -> list[stick_measure.ActionRow]:
+    """Compare a checkpoint's network with what needs no learning; the report goes into the folder `out`."""
+    errors = stick_measure.next_frame_errors(nets, found.params, found.state, data.test, settings.data.frames)
+    rows = stick_measure.by_action(errors)
+    facts = {
+        "data": data.name,
+        "held-out clips": len(data.test),
+        "network": f"{tree.size(found.params['net']):,} parameters",
+        "training": f"step {found.step}, {settings.train.batch_size} windows each",
+        "windows": f"{settings.data.frames} frames",
+        **more,
+        **train.versions(settings.train.seed),
+    }
+    written = stick_report.write_report(out, rows, facts)
+    stick_report.print_table(rows, f"{data.name}: next frames of {len(data.test)} held-out clips")
+    print("wrote " + ", ".join(str(file) for file in written))
+    return rows
+
+
+def compose(
+    settings: StickRun,
+    nets: StickNets,
+    found: Trained,
+    text: str,
+    seconds: float,
+    seed: int,
+    actions: tuple[str, ...],
+) -> stick_generate.Made:
+    """Generate what `text` says."""
+    if not text.strip():
+        raise ValueError("text: expected words, got none")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"seconds: expected a positive number, got {seconds}")
+    frames = round(seconds * FPS)
+    told = schedule(text, frames, actions) if nets.config.condition_actions else None
+    embedding = stick_data.embed([text], settings.net.embedding_dim, settings.data.encoder)[0]
+
+    def progress(done: int, total: int) -> None:
+        print(f"\r{done}/{total} frames\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    return stick_generate.generate(
+        nets, found.params, found.state, embedding, frames, seed=seed, actions=told, progress=progress
+    )
+
+
+def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
+    """Which action each frame has, [frames], -1: none; as named, evenly spread, or else as `text` says."""
+    if unknown := [name for name in actions if name not in ACTIONS]:
+        raise ValueError(f"actions: expected some of {', '.join(ACTIONS)}, got {unknown[0]!r}")
+    if actions:
+        starts = [(ACTIONS.index(name), k * frames // len(actions)) for k, name in enumerate(actions)]
+    else:
+        starts = action_schedule(text, frames)
+    told = torch.full((frames,), -1)
+    for action, first in starts:
+        told[first:] = -1 if action is None else action
+    return told
+
+
+def write_motion(made: stick_generate.Made, file: Path, text: str) -> None:
+    """Draw a generated motion, or write it as numbers, as the file's suffix says."""
+    names = [ACTIONS[a] if a >= 0 else "" for a in made.actions.tolist()]
+    if file.suffix == ".npz":
+        save_stick(file, made.motion, fps=FPS, text=text, actions=made.actions)
+    elif file.suffix == ".png":
+        contact_sheet(file, made.motion, fps=FPS, rows=2, title=text, texts=names)
+    else:
+        draw_stick(file, made.motion, fps=FPS, title=text, texts=names)
+    print(f"wrote {file}")

@@ -1,0 +1,268 @@
+"""The data of a stick-figure model: files of clips or generated ones, what is held out, and windows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfk.core import rng
+from mfk.core.config import refuse_unused
+from mfk.core.files import fingerprint
+from mfk.core.types import Batch, Params
+from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
+from mfk.data.stick_files import read_stick
+from mfk.data.stick_generate import generate_stick
+from mfk.data.text_hash import hash_text
+from mfk.tasks.stick_features import fit_stick
+
+VARIABLE = "TRAIN_DATA_PATH"
+_ROWS = 32  # windows of a batch in validation
+
+
+@dataclass(frozen=True)
+class StickDataConfig:
+    """Which clips, and which of them are held out."""
+
+    data: Path | None = None
+    """File of clips (.pt; see `stick.py import`), before all that follow."""
+    stage: Literal["train", "pretrain", "sft"] = "train"
+    """Which of the next three is meant."""
+    train_data: Path | None = None
+    """train: the file of clips; None: the variable TRAIN_DATA_PATH, or generated ones where it is not set."""
+    curated_pretrain_data: Path | None = None
+    """pretrain: the file of clips."""
+    curated_sft_data: Path | None = None
+    """sft: the file of clips, for fine-tuning with --init-from."""
+    clips: int = 600
+    """Without a file: clips to generate, of 10 s each."""
+    figure: Literal[20, 48] = 20
+    """Without a file: numbers of a frame, 20 of five segments or 48 of twelve."""
+    transitions: float = 0.4
+    """Without a file: share of the clips that change their action."""
+    augment: bool = True
+    """Without a file: other speeds, places, sizes, and mirrored."""
+    frames: int = 100
+    """Frames of a training window; longer clips are parted, shorter ones are masked."""
+    held_out: tuple[str, ...] = ()
+    """Of a file: clips of the report by their "source"; () draws shares by the seed."""
+    validation_share: float = 0.1
+    """Share of the clips that picks the checkpoint, drawn by the seed."""
+    test_share: float = 0.1
+    """Share of the clips of the report, drawn by the seed."""
+    encoder: str = "hash"
+    """What turns text into numbers where clips bring no embedding: hash, or a sentence-transformers name."""
+
+
+class StickData(NamedTuple):
+    """Windows to train on and clips held out."""
+
+    name: str  # where the clips come from
+    width: int  # D
+    training: Batch  # name -> [windows, ...], see `stick_task`
+    validation: list[StickClip]
+    test: list[StickClip]
+    openings: list[StickClip]  # of the training clips, for generation to begin with
+    texts: int  # E
+
+
+def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: bool) -> StickData:
+    """Read or generate the clips, part them, cut the training clips into windows.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that cannot be used, a share that leaves nothing, a setting
+            without effect.
+    """
+    path = path_of(config)
+    if path is None:
+        refuse_unused(config, False, "held_out")
+        clips = generate_stick(
+            config.clips, seed=seed, width=config.figure, transitions=config.transitions,
+            augment=config.augment,
+        )  # fmt: skip
+        name = f"{len(clips)} generated clips"
+    else:
+        refuse_unused(config, False, "clips", "figure", "transitions", "augment")
+        if not path.is_file():
+            raise FileNotFoundError(f"data: {path}: there is no such file")
+        clips, name = read_stick(path), str(path)
+    widths = sorted({clip.motion.shape[-1] for clip in clips})
+    if len(widths) != 1:
+        raise ValueError(
+            f"{name}: expected clips of one width, got {' and '.join(map(str, widths)) or 'none'}"
+        )
+    clips = [
+        embedded(clip, embedding_dim, config.encoder, f"{name}: clip {i}") for i, clip in enumerate(clips)
+    ]
+    # Parted before the actors are: those of one recording are not independent.
+    training, validation, test = (single_actors(part) for part in _part(config, clips, seed, name))
+    return StickData(
+        name, widths[0], windows_of(training, config.frames, camera, name), validation, test, training,
+        embedding_dim,
+    )  # fmt: skip
+
+
+def path_of(config: StickDataConfig) -> Path | None:
+    """The file that the settings and the variable TRAIN_DATA_PATH mean; None: none."""
+    named = {
+        "train": config.train_data,
+        "pretrain": config.curated_pretrain_data,
+        "sft": config.curated_sft_data,
+    }
+    if config.stage not in named:
+        raise ValueError(f"stage: expected train, pretrain or sft, got {config.stage!r}")
+    path = config.data or named[config.stage]
+    if path is None and config.stage == "train" and os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE])
+    if path is None and config.stage != "train":
+        raise ValueError(f"stage: {config.stage} needs curated_{config.stage}_data, or --data")
+    return path
+
+
+def data_record(config: StickDataConfig) -> str:
+    """What tells the data of a run from others."""
+    path = path_of(config)
+    return "generated\n" if path is None else f"{path}: {fingerprint(path)}\n"
+
+
+def single_actors(clips: Sequence[StickClip]) -> list[StickClip]:
+    """Each actor of each clip as a clip of its own; an actor that is all zeros is no actor."""
+    found = []
+    for clip in clips:
+        if clip.motion.ndim == 2:
+            found.append(clip)
+            continue
+        for k in range(clip.motion.shape[1]):
+            if bool((clip.motion[:, k] != 0).any()):
+                actions, physics = (
+                    x[:, k] if x is not None and x.ndim == both else x
+                    for x, both in ((clip.actions, 2), (clip.physics, 3))
+                )
+                found.append(clip._replace(motion=clip.motion[:, k], actions=actions, physics=physics))
+    if not found:
+        raise ValueError("data: expected at least one clip with an actor, got none")
+    return found
+
+
+def embedded(clip: StickClip, width: int, encoder: str, where: str) -> StickClip:
+    """The clip with an embedding of `width` numbers: its own, or that of its description.
+
+    Raises:
+        ValueError: its own has another width.
+    """
+    if clip.embedding is not None:
+        if clip.embedding.shape != (width,):
+            raise ValueError(
+                f"{where}: embedding: expected {width} numbers (embedding_dim), "
+                f"got {tuple(clip.embedding.shape)}"
+            )
+        return clip
+    return clip._replace(embedding=embed([clip.description], width, encoder)[0])
+
+
+def embed(texts: Sequence[str], width: int, encoder: str) -> Tensor:
+    """Embeddings of texts, [N, width]; of an empty one zeros."""
+    if encoder != "hash":
+        from mfk.data.text_hash import embed_text
+
+        return embed_text(texts, encoder, width)
+    return hash_text(texts, width)
+
+
+def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str) -> Batch:
+    """Windows of clips that have embeddings, [R, frames, ...], as `stick_task` takes them.
+
+    A clip of n frames has ceil of (n - 1) / (frames - 1) windows, evenly spread, the first at its
+    beginning and the last at its end; a clip of fewer frames is one window, whose rest is masked.
+
+    Raises:
+        ValueError: fewer than 3 frames, or a clip without a camera where one is asked for.
+    """
+    if frames < 3:
+        raise ValueError(f"frames: expected at least 3, got {frames}")
+    parts: dict[str, list[Tensor]] = {key: [] for key in ("motion", "valid", "actions", "physics")}
+    parts |= {"text": [], "environment": []} | ({"camera": []} if camera else {})
+    for number, clip in enumerate(clips):
+        length = len(clip.motion)
+        if camera and clip.camera is None:
+            raise ValueError(f"{name}: clip {number}: condition_camera, but it has no camera")
+        actions = clip.actions if clip.actions is not None else torch.full((length,), -1)
+        physics = clip.physics if clip.physics is not None else stick_physics(clip.motion, FPS)
+        count = max(1, -(-(length - 1) // (frames - 1)))
+        for start in np.linspace(0, max(0, length - frames), count).round().astype(int).tolist():
+            end = min(start + frames, length)
+
+            def cut(x: Tensor, fill: float, start: int = start, end: int = end) -> Tensor:
+                out = x.new_full((frames, *x.shape[1:]), fill)
+                out[: end - start] = x[start:end]
+                return out
+
+            parts["motion"].append(cut(clip.motion, 0.0))
+            parts["actions"].append(cut(actions, -1))
+            parts["physics"].append(cut(physics, 0.0))
+            parts["valid"].append(torch.arange(frames) < end - start)
+            parts["text"].append(clip.embedding if clip.embedding is not None else torch.zeros(0))
+            parts["environment"].append(torch.tensor(environment_of(clip)))
+            if camera and clip.camera is not None:
+                parts["camera"].append(cut(clip.camera, 0.0))
+    return {key: torch.stack(x) for key, x in parts.items()}
+
+
+def validation_batches(data: StickData, frames: int, camera: bool) -> list[Batch]:
+    """Windows of the validation clips, 32 at a time."""
+    whole = windows_of(data.validation, frames, camera, data.name)
+    return [
+        {name: x[first : first + _ROWS] for name, x in whole.items()}
+        for first in range(0, len(whole["motion"]), _ROWS)
+    ]
+
+
+def environment_of(clip: StickClip) -> int:
+    """Number of the clip's environment; -1: it says none, or one that is no class."""
+    name = clip.environment_type
+    return ENVIRONMENTS.index(name) if name in ENVIRONMENTS else -1
+
+
+def measure_scale(training: Batch) -> Params:
+    """`fit_stick` of the training windows, and "physics" [6], the deviation of each number."""
+    scale = fit_stick(training["motion"], training["valid"])
+    physics = training["physics"][training["valid"]].double()
+    return scale | {"physics": physics.square().mean(0).sqrt().clamp(min=1e-3).float()}
+
+
+def actions_of(clips: Sequence[StickClip]) -> list[str]:
+    """Names of the actions that occur, in the order of ACTIONS."""
+    found = {int(a) for clip in clips if clip.actions is not None for a in clip.actions.unique()}
+    return [ACTIONS[a] for a in sorted(found - {-1})]
+
+
+def _part(
+    config: StickDataConfig, clips: list[StickClip], seed: int, name: str
+) -> tuple[list[StickClip], list[StickClip], list[StickClip]]:
+    """Clips for training, validation and report."""
+    for key in ("validation_share", "test_share"):
+        if not 0 < getattr(config, key) < 1:
+            raise ValueError(f"{key}: expected a share between 0 and 1, got {getattr(config, key)}")
+    named = [i for i, clip in enumerate(clips) if clip.source is not None and clip.source in config.held_out]
+    if missing := set(config.held_out) - {clips[i].source for i in named}:
+        raise ValueError(f"held_out: {name} has no clip whose source is {sorted(missing)[0]!r}")
+    generator = np.random.Generator(np.random.Philox(key=rng.key(seed, "stick split")))
+    rest = [i for i in generator.permutation(len(clips)).tolist() if i not in named]
+    test = named or rest[: max(1, round(config.test_share * len(clips)))]
+    rest = [i for i in rest if i not in test]
+    count = max(1, round(config.validation_share * len(clips)))
+    if len(rest) <= count:
+        raise ValueError(f"{name}: {len(clips)} clips leave none for training")
+    validation = rest[:count]
+    chosen = {*test, *validation}
+    return (
+        [clip for i, clip in enumerate(clips) if i not in chosen],
+        [clips[i] for i in sorted(validation)],
+        [clips[i] for i in sorted(test)],
+    )

@@ -1,0 +1,151 @@
+"""Refinement: a network that denoises motion, given what the transformer predicted, by diffusion or MeanFlow.
+
+What is denoised is the difference between the motion and the prediction, measured frame by frame in how
+much the prediction accelerates around it, times its usual size. The network sees the whole prediction, later
+frames too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mfk import losses
+from mfk.core import rng
+from mfk.core.types import Batch, Params, Rows, Tree
+from mfk.losses import TimeConfig
+from mfk.tasks.stick_features import FLOOR, joined, see
+from mfk.tasks.stick_net import StickNets
+
+_KEEP = 0.95  # of the running size of the difference, at each step
+_MOST = 5.0  # units: what is further off than this is learnt as that far
+_LEAST_LEFT = 0.05  # of the time that the velocity to the end is divided by
+_AROUND = 6  # frames on each side whose acceleration gives the unit
+
+
+def draw_noise(nets: StickNets, times: TimeConfig, seed: int, step: int, rows: Rows, motion: Tensor) -> Batch:
+    """The random numbers of `refine_loss` for windows [B, T, D]."""
+    shape = (motion.shape[1] - 1, motion.shape[2])
+    drawn = {"refine_noise": rng.normal(rng.key(seed, step, "refine noise"), rows, shape).to(motion.device)}
+    if nets.refine.refinement == "meanflow":
+        drawn["r"], drawn["t"] = (x.to(motion.device) for x in losses.draw_times(times, seed, step, rows))
+    else:
+        uniform = rng.uniform(rng.key(seed, step, "noise steps"), rows, (), torch.float64)
+        drawn["s"] = (uniform * nets.refine.noise_steps).long().to(motion.device)
+    return drawn
+
+
+def refine_loss(
+    nets: StickNets, params: Params, state: Tree, batch: Batch, given: Tensor
+) -> tuple[Tensor, Tree]:
+    """The loss of each window [B], a mean over its numbers, and the state with the difference's size.
+
+    meanflow: the MeanFlow error of the rows with an end time and the flow-matching error of the others;
+    ddpm: the squared error of the noise.
+
+    Args:
+        nets: as of `stick_nets`, with a refinement.
+        params: of its network.
+        state: of the task.
+        batch: as `draw` of the task leaves it.
+        given: the prediction [B, T - 1, D], which is taken as it is.
+    """
+    valid = batch["valid"][:, 1:]
+    difference = (batch["motion"][:, 1:] - given) / _unit(given)
+    difference = torch.where(valid[..., None], difference, 0.0).clamp(-_MOST, _MOST)
+    size = state["residual"]
+    end = difference / size
+    count = (valid.sum() * given.shape[-1]).clamp(min=1)
+    now = difference.square().sum() / count
+    new = (_KEEP * size.square() + (1 - _KEEP) * now).sqrt().detach()
+    field = _field(nets, params, state, given, batch["text"], valid)
+    start = joined(batch["refine_noise"]) * valid[..., None]
+    end, start = end.flatten(1), start.flatten(1)
+    numbers = valid.sum(1).clamp(min=1) * given.shape[-1]
+    if nets.refine.refinement == "ddpm":
+        shares = losses.signal_shares(nets.refine.noise_steps).to(given)
+        z = losses.add_noise(end, start, shares[batch["s"]][:, None])
+        t = ((batch["s"] + 1).to(z.dtype) / nets.refine.noise_steps)[:, None]
+        squared = (field(z, t, t) - start).square().sum(-1) / numbers
+        return squared, state | {"residual": new}
+    r, t = batch["r"], batch["t"]
+    v = end - start
+    z, n = start + r * v, len(t)
+    parts = []
+    if n:
+        few = _field(nets, params, state, given[:n], batch["text"][:n], valid[:n])
+        parts.append(losses.meanflow_terms(few, z[:n], v[:n], r[:n], t).squared_error)
+    if n < len(z):
+        rest = _field(nets, params, state, given[n:], batch["text"][n:], valid[n:])
+        parts.append(losses.flow_matching(rest, z[n:], v[n:], r[n:]))
+    squared = torch.cat(parts) / numbers
+    return losses.adaptive_weight(squared, 1e-2, 0.5) * squared, state | {"residual": new}
+
+
+def refine(
+    nets: StickNets, params: Params, state: Tree, given: Tensor, text: Tensor, noise: Tensor
+) -> Tensor:
+    """Motion [B, T, D] in place of the prediction `given`, from standard normal `noise` alike.
+
+    meanflow: one evaluation of the network; ddpm: `sample_steps`, deterministic ones.
+
+    Raises:
+        ValueError: the networks have no refinement.
+    """
+    if nets.denoiser is None:
+        raise ValueError("refinement: expected networks with one (diffusion.enabled), got none")
+    valid = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+    field = _field(nets, params, state, given, text, valid)
+    start = joined(noise).flatten(1)
+    if nets.refine.refinement == "meanflow":
+        end = losses.sample(field, start)
+    else:
+        shares = losses.signal_shares(nets.refine.noise_steps)
+        end = losses.sample_ddim(lambda z, t: field(z, t, t), start, shares, nets.refine.sample_steps)
+    return given + _unit(given) * state["residual"] * joined(end.unflatten(1, given.shape[1:]))
+
+
+def _field(
+    nets: StickNets, params: Params, state: Tree, given: Tensor, text: Tensor, valid: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The network as a field over windows [B, (T D)] of differences; 0 in frames that do not count."""
+    assert nets.denoiser is not None
+    apply, seen = nets.denoiser.apply, _features(state["scale"], given, _unit(given))
+
+    def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        out = joined(
+            apply(params, state["buffers"]["refine"], z.unflatten(1, given.shape[1:]), seen, r, t, text)
+        )
+        out = (out * valid[..., None]).flatten(1)
+        if nets.refine.refinement == "ddpm":
+            return out
+        # The network says where the flow ends: noise then cancels in one step and need not be learnt.
+        return (out - z) / (1 - r).clamp(min=_LEAST_LEFT)
+
+    return field
+
+
+def _unit(given: Tensor) -> Tensor:
+    """Root mean square acceleration of a prediction [B, T, D] around each frame, [B, T, 1].
+
+    Unlike the unit of `see` it looks ahead: where a movement begins, the frames that follow tell its size.
+    """
+    bend = given.diff(n=2, dim=1).square().mean(-1)
+    bend = torch.nn.functional.pad(bend, (1, 1))
+    there = torch.nn.functional.pad(torch.ones_like(bend[:, 2:]), (1, 1))
+
+    def around(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (_AROUND, _AROUND)).unfold(1, 2 * _AROUND + 1, 1).sum(-1)
+
+    return (around(bend) / around(there).clamp(min=1) + FLOOR**2).sqrt().unsqueeze(-1)
+
+
+def _features(scale: Params, given: Tensor, unit: Tensor) -> Tensor:
+    """What the network sees of a prediction [B, T, D]: `see`'s features, accelerations on their own frame."""
+    width = given.shape[-1]
+    features = see(scale, given).features
+    bend = torch.nn.functional.pad(given.diff(n=2, dim=1), (0, 0, 1, 1)) / unit
+    size = (unit / scale["acceleration"]).log()
+    return torch.cat((features[..., : 2 * width], bend, features[..., 3 * width : -1], size), -1)
