@@ -2,6 +2,8 @@
 
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
+from mfk.nn.irf_baselines import PooledResponseMLP, ResponseGRU, ResponseMLP
+from mfk.nn.irf_emulator import ResponseNet, UniversalResponseNet
 from mfk.nn.keyed_dropout import dropout
 from mfk.nn.motion_mlp import MotionMLP
 from mfk.nn.root_mean_square import RMSNorm
@@ -19,7 +21,11 @@ __all__ = [
     "MeanFlowNet",
     "MotionMLP",
     "MotionTransformer",
+    "PooledResponseMLP",
     "RMSNorm",
+    "ResponseGRU",
+    "ResponseMLP",
+    "ResponseNet",
     "SelfAttention",
     "StickCache",
     "StickDenoiser",
@@ -28,6 +34,7 @@ __all__ = [
     "StickTransformer",
     "SwiGLU",
     "UNet1D",
+    "UniversalResponseNet",
     "apply_rotary",
     "attention",
     "dropout",
