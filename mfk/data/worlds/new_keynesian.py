@@ -64,7 +64,8 @@ def nk(theta: Tensor, horizon: int = HORIZON) -> Tensor:
     check_theta(theta, len(PARAMETERS.names))
     check_horizon(horizon)
     solved = determinate(theta)
-    if _readable(theta) and not bool(solved.all()):
+    readable = _readable(theta)
+    if readable and not bool(solved.all()):
         raise ValueError(_undetermined(theta.detach(), solved))
     sigma, beta, kappa, phi_pi, phi_y, rho_i = theta[..., :6].unbind(-1)
     root = _stable_root(sigma, beta, kappa, phi_pi, phi_y, rho_i)
@@ -91,13 +92,14 @@ def nk(theta: Tensor, horizon: int = HORIZON) -> Tensor:
     pi = scale * (xx * right_pi - px * right_x)
     rate = _column(to_x) * x + _column(to_pi) * pi + size * on_rate
     # Over the quarters: s_h = ρ^h, and in the rate Σ_k λ^{h-k} ρ^k.
-    decay = _powers(rho, horizon + 1)
-    i = _column(rate) * _mixed(_powers(_column(root), horizon + 1), decay)
+    powers = _powers(torch.cat((rho, _column(root)), -1), horizon + 1)
+    decay = powers[..., :3, :]
+    i = _column(rate) * _mixed(powers[..., 3:, :], decay)
     before = torch.nn.functional.pad(i[..., :-1], (1, 0))
     x = _column(_column(a)) * before + _column(x) * decay
     pi = _column(_column(b)) * before + _column(pi) * decay
     irf = torch.stack((x, 4 * pi, 4 * i), -1)
-    return torch.where(solved[..., None, None, None], irf, torch.nan)
+    return irf if readable else torch.where(solved[..., None, None, None], irf, torch.nan)
 
 
 def determinate(theta: Tensor) -> Tensor:
