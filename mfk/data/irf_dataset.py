@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mfk.core.types import describe
-from mfk.data.irf_zarr import WorldFiles, open_world, read_chunk, read_json, rows_per_chunk
+from mfk.data.irf_zarr import WorldFiles, open_world, read_chunk, read_json
 
 _CHUNKS_KEPT = 64  # in memory; of 1,000 samples each about 1 MB
 
@@ -96,12 +96,10 @@ class IRFDataset(Dataset[Sample]):
         for key, name in (("theta", "theta"), ("irf", "irfs")):
             array = getattr(files, name)
             out = np.empty((len(files.samples), *array.shape[1:]), dtype=np.float32)
-            chunk = files.samples // rows_per_chunk(array)
+            chunk, place = np.divmod(files.samples, array.chunks[0])
             for number in np.unique(chunk):
                 rows = chunk == number
-                out[rows] = self._chunk(world_id, name, int(number))[
-                    files.samples[rows] - number * rows_per_chunk(array)
-                ]
+                out[rows] = self._chunk(world_id, name, int(number))[place[rows]]
             found[key] = torch.from_numpy(out)
         return found | {"sample_idx": torch.from_numpy(files.samples.copy())}
 
@@ -130,7 +128,7 @@ class IRFDataset(Dataset[Sample]):
         return self._worlds[world_id]
 
     def _row(self, world_id: str, name: str, sample: int) -> np.ndarray:
-        size = rows_per_chunk(getattr(self._worlds[world_id], name))
+        size = getattr(self._worlds[world_id], name).chunks[0]
         return self._chunk(world_id, name, sample // size)[sample % size]
 
     def _chunk(self, world_id: str, name: str, number: int) -> np.ndarray:

@@ -63,6 +63,9 @@ def open_array(path: Path, dimensions: int) -> Any:
         raise ValueError(f"{path}: cannot be read as a Zarr array: {_reason(error)}") from error
     if array.ndim != dimensions or 0 in array.shape:
         raise ValueError(f"{path}: expected {dimensions} axes, none of them empty, got {array.shape}")
+    if array.shards is not None:
+        # zarr takes the rest of a shard that was cut for zeros, and says nothing.
+        raise ValueError(f"{path}: expected chunks in a file each, got shards of {array.shards}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{path}: expected float32 or float64, got {array.dtype}")
     return array
@@ -101,11 +104,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def rows_per_chunk(array: Any) -> int:
-    """Samples that lie in one file."""
-    return (array.shards or array.chunks)[0]
-
-
 def read_chunk(path: Path, array: Any, number: int) -> np.ndarray:
     """The samples of a chunk, float32 [rows, ...].
 
@@ -113,21 +111,34 @@ def read_chunk(path: Path, array: Any, number: int) -> np.ndarray:
         ValueError: its file is missing (which zarr would read as zeros), cut or damaged, or holds a number
             that is not finite.
     """
-    extents = array.shards or array.chunks
-    rest = [range(-(-size // extent)) for size, extent in zip(array.shape[1:], extents[1:], strict=True)]
+    rest = [range(-(-size // extent)) for size, extent in zip(array.shape[1:], array.chunks[1:], strict=True)]
     for index in itertools.product([number], *rest):
         file = path / array.metadata.encode_chunk_key(index)
         if not file.is_file():
             raise ValueError(f"{file}: this chunk of the array is missing")
-    first = number * extents[0]
+        _check_blosc(file, array)
+    first = number * array.chunks[0]
     try:
-        rows = np.asarray(array[first : first + extents[0]], dtype=np.float32)
+        rows = np.asarray(array[first : first + array.chunks[0]], dtype=np.float32)
     except Exception as error:  # zarr and its codecs raise of every kind
         raise ValueError(f"{path}: chunk {number} is cut or damaged: {_reason(error)}") from error
     finite = np.isfinite(rows).reshape(len(rows), -1).all(1)
     if not finite.all():
         raise ValueError(f"{path}: sample {first + int(np.argmin(finite))} holds a number that is not finite")
     return rows
+
+
+def _check_blosc(file: Path, array: Any) -> None:
+    """Blosc reads on past the end of a chunk that was cut; its header tells how long it ought to be."""
+    if not (array.compressors and type(array.compressors[-1]).__name__.startswith("Blosc")):
+        return
+    with file.open("rb") as stream:
+        header = stream.read(16)
+    size, expected = file.stat().st_size, int.from_bytes(header[12:], "little")
+    if len(header) < 16 or size != expected:
+        raise ValueError(
+            f"{file}: this chunk is cut or damaged: it has {size} bytes, by its header {expected}"
+        )
 
 
 def _reason(error: Exception) -> str:

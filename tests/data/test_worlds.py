@@ -146,7 +146,10 @@ def test_nk_names_the_rows_without_a_solution() -> None:
     ):
         nk(theta[2])
     assert vmap(nk)(theta).isnan().all((-3, -2, -1)).tolist() == [False, False, True, False]
-    assert not worlds.determinate(torch.full((12,), torch.nan, dtype=torch.float64))
+    for place in range(11):
+        broken = DEFAULTS.clone()
+        broken[place] = torch.nan
+        assert not worlds.determinate(broken)
 
 
 def test_var_is_that_of_statsmodels() -> None:

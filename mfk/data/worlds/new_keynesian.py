@@ -21,9 +21,8 @@ PARAMETERS = Parameters(
 )
 SHOCKS = Shocks(names=("monetary", "demand", "cost_push"), sigma=(0.0025, 0.01, 0.0025))
 
-_SEARCH = (
-    16  # Newton steps; over the prior 11 reach the last bit, for kappa (phi_pi - 1) ~ 1e-8 16 reach 1e-9
-)
+# Newton steps: over the prior 11 reach the last bit, and 16 reach 1e-9 where κ (φ_π - 1) is 1e-8.
+_SEARCH = 16
 _DIFFERENTIATED = 2  # further steps, through which derivatives flow
 
 
@@ -64,7 +63,8 @@ def nk(theta: Tensor, horizon: int = HORIZON) -> Tensor:
     check_theta(theta, len(PARAMETERS.names))
     check_horizon(horizon)
     solved = determinate(theta)
-    if _readable(theta) and not bool(solved.all()):
+    readable = _readable(theta)
+    if readable and not bool(solved.all()):
         raise ValueError(_undetermined(theta.detach(), solved))
     sigma, beta, kappa, phi_pi, phi_y, rho_i = theta[..., :6].unbind(-1)
     root = _stable_root(sigma, beta, kappa, phi_pi, phi_y, rho_i)
@@ -91,33 +91,40 @@ def nk(theta: Tensor, horizon: int = HORIZON) -> Tensor:
     pi = scale * (xx * right_pi - px * right_x)
     rate = _column(to_x) * x + _column(to_pi) * pi + size * on_rate
     # Over the quarters: s_h = ρ^h, and in the rate Σ_k λ^{h-k} ρ^k.
-    decay = _powers(rho, horizon + 1)
-    i = _column(rate) * _mixed(_powers(_column(root), horizon + 1), decay)
+    powers = _powers(torch.cat((rho, _column(root)), -1), horizon + 1)
+    decay = powers[..., :3, :]
+    i = _column(rate) * _mixed(powers[..., 3:, :], decay)
     before = torch.nn.functional.pad(i[..., :-1], (1, 0))
     x = _column(_column(a)) * before + _column(x) * decay
     pi = _column(_column(b)) * before + _column(pi) * decay
     irf = torch.stack((x, 4 * pi, 4 * i), -1)
-    return torch.where(solved[..., None, None, None], irf, torch.nan)
+    return irf if readable else torch.where(solved[..., None, None, None], irf, torch.nan)
 
 
 def determinate(theta: Tensor) -> Tensor:
     """Which parameters have exactly one stable solution: float64 [..., 12] -> bool [...].
 
-    With σ > 0, 0 < β <= 1, κ > 0, φ_π >= 0, φ_y >= 0, 0 <= ρ_i < 1 the cubic of `nk` has one root inside the
-    unit circle if and only if κ (φ_π - 1) + φ_y (1 - β) > 0: the Taylor principle. The product of the roots
-    is ρ_i / β and the cubic is >= 0 at 0, which leaves no other case. |ρ_r| < 1 and |ρ_u| < 1 are asked for
-    too. Outside these ranges, and for NaN, the answer is False.
+    With σ > 0, 0 < β <= 1, κ > 0, φ_π >= 0, φ_y >= 0 and 0 <= ρ_i < 1 that is the Taylor principle,
+
+        κ (φ_π - 1) + φ_y (1 - β) > 0
+
+    for then the cubic of `nk` has exactly one root inside the unit circle: it is >= 0 at 0, <= 0 at ρ_i and
+    < 0 at 1, so one root λ lies in [0, ρ_i]; the product of the other two is ρ_i / (β λ) >= 1; and it is
+    positive at -1, so neither of them is alone inside. Otherwise it is >= 0 at 1, and a second root lies in
+    (ρ_i, 1]. |ρ_r| < 1, |ρ_u| < 1 and finite sizes of the shocks are asked for too. Outside these ranges,
+    and for NaN, the answer is False.
 
     Raises:
         ValueError, TypeError: another shape or dtype.
 
-    Source: Woodford 2003, "Interest and Prices", proposition 4.4, with c = 1 for the rule's average.
+    Source: the condition is that of Woodford 2003, "Interest and Prices", chapter 4.
     """
     check_theta(theta, len(PARAMETERS.names))
     sigma, beta, kappa, phi_pi, phi_y, rho_i, rho_r, rho_u = theta[..., :8].unbind(-1)
     ranges = (sigma > 0) & (beta > 0) & (beta <= 1) & (kappa > 0) & (phi_pi >= 0) & (phi_y >= 0)
     persistent = (rho_i >= 0) & (rho_i < 1) & (rho_r.abs() < 1) & (rho_u.abs() < 1)
-    return ranges & persistent & (kappa * (phi_pi - 1) + phi_y * (1 - beta) > 0)
+    sized = theta[..., 8:11].isfinite().all(-1)
+    return ranges & persistent & sized & (kappa * (phi_pi - 1) + phi_y * (1 - beta) > 0)
 
 
 def phi_pi(theta: Tensor) -> Tensor:
