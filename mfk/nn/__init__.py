@@ -2,7 +2,7 @@
 
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
-from mfk.nn.irf_baselines import PooledResponseMLP, ResponseGRU, ResponseMLP
+from mfk.nn.irf_baselines import PerWorldNet, PooledResponseMLP, ResponseGRU, ResponseMLP
 from mfk.nn.irf_emulator import ResponseNet, UniversalResponseNet
 from mfk.nn.keyed_dropout import dropout
 from mfk.nn.motion_mlp import MotionMLP
@@ -21,6 +21,7 @@ __all__ = [
     "MeanFlowNet",
     "MotionMLP",
     "MotionTransformer",
+    "PerWorldNet",
     "PooledResponseMLP",
     "RMSNorm",
     "ResponseGRU",

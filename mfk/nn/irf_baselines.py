@@ -187,6 +187,56 @@ class ResponseGRU(nn.Module):
         return new + keep * (h - new)
 
 
+class PerWorldNet(nn.Module):
+    """A network for each of several worlds, under the one interface: each row is its own world's network's.
+
+    Every network runs on every row, and what belongs to other worlds is left out: nothing depends on which
+    worlds a batch holds, and a network sees no gradient of another world's rows.
+
+    Args:
+        nets: of each world: x [B, P of the world] -> [B, S of the world, H + 1, V], or all [B, H + 1, V].
+        inputs: P of each world, in the same order.
+
+    Raises:
+        ValueError: no networks, or not one number for each.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], inputs: Sequence[int]) -> None:
+        """See the class."""
+        super().__init__()
+        if not nets or len(nets) != len(inputs):
+            raise ValueError(
+                f"inputs: expected a number for each of {len(nets)} networks, at least one, "
+                f"got {list(inputs)}"
+            )
+        check_sizes(**{f"inputs[{i}]": size for i, size in enumerate(inputs)})
+        self.nets, self.inputs = nn.ModuleList(nets), tuple(inputs)
+
+    def forward(self, x: Tensor, world: Tensor, mask: Tensor) -> Tensor:
+        """Economies of any of the worlds -> [B, S, H + 1, V], S that of the world that has most.
+
+        Args:
+            x: [B, P'], P' at most the most that a world has; what the mask leaves out counts as 0.
+            world: number of each row's world, int64 [B].
+            mask: which entries are the row's own, bool [B, P'].
+
+        Raises:
+            ValueError: another shape. TypeError: another dtype.
+        """
+        check_economies(x, max(self.inputs), next(self.nets.parameters()).dtype, padded=True)
+        check_exact("world", world, (len(x),), torch.int64)
+        check_exact("mask", mask, tuple(x.shape), torch.bool)
+        filled = nn.functional.pad(torch.where(mask, x, 0.0), (0, max(self.inputs) - x.shape[1]))
+        made = [net(filled[:, :size]) for net, size in zip(self.nets, self.inputs, strict=True)]
+        if made[0].ndim == 4:
+            most = max(y.shape[1] for y in made)
+            made = [nn.functional.pad(y, (0, 0, 0, 0, 0, most - y.shape[1])) for y in made]
+        out = made[0]
+        for number, y in enumerate(made[1:], 1):
+            out = torch.where((world == number).view(-1, *(1,) * (out.ndim - 1)), y, out)
+        return out
+
+
 def response_shape(shocks: int | None, horizon: int, variables: int) -> tuple[int, ...]:
     """(S, H + 1, V), or (H + 1, V) for shocks=None; ValueError for sizes that are not positive."""
     check_sizes(horizon=horizon, variables=variables, **({} if shocks is None else {"shocks": shocks}))
