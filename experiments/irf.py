@@ -1,6 +1,6 @@
 """Train, evaluate and ask emulators of economies' impulse responses.
 
-python experiments/irf.py                                            # a network for each world, data in memory
+python experiments/irf.py                                            # a network for each world
 python experiments/irf.py generate --root datasets/v1 --worlds nk var lss --samples 10000
 python experiments/irf.py universal --data datasets/v1               # one network for all worlds
 python experiments/irf.py --config experiments/configs/baseline_mlp.yaml
@@ -47,8 +47,9 @@ PRESETS = {
         replace(
             _DEFAULT,
             net=IRFNetConfig(trunk_dim=64, trunk_layers=1),
-            data=irf_data.IRFDataConfig(samples=1_000),
-            train=replace(_DEFAULT.train, epochs=20, warmup_epochs=2, ema_decay=0.95),
+            train=replace(
+                _DEFAULT.train, epochs=3, warmup_epochs=1, lr=3e-3, ema_decay=0.95, validate_every_epochs=1
+            ),
         ),
     ),
     "nk": ("the New Keynesian economy alone", _world("nk")),
@@ -69,7 +70,7 @@ PRESETS = {
     "baseline_mlp": (
         "the documents' baseline: an MLP for each world, parameters as they stand, the first shock",
         IRFRun(
-            net=IRFNetConfig("mlp", "raw", 0),
+            net=IRFNetConfig("mlp", "raw", 0, (256, 128, 64)),
             irf=irf.IRFConfig(irf.IRFLossConfig(lambda_smooth=0.01)),
             train=_DOCUMENTED,
         ),
@@ -117,9 +118,7 @@ def run(settings: IRFRun) -> None:
         settings,
         name="irf",
         validation=irf_data.validation_batches(ready.nets, ready.data),
-        batches=batches_of(
-            rows, settings.train.batch_size, seed=settings.train.seed, config=settings.loader
-        ),
+        batches=batches_of(rows, settings.train.batch_size, seed=settings.train.seed, config=settings.loader),
         example={name: x[: settings.train.batch_size] for name, x in rows.items()},
         files={train.DATA: record},
         fixed=("net", "irf", "data", "data_seed", "loader.shuffle"),

@@ -111,7 +111,7 @@ def _ask(given: Ask) -> None:
             theta[0, world.parameters.names.index(name)] = float(value)
         except ValueError:
             raise ValueError(
-                f"theta: expected NAME=NUMBER with a name of {', '.join(world.parameters.names)}, got {text!r}"
+                f"theta: expected NAME=NUMBER, names {', '.join(world.parameters.names)}; got {text!r}"
             ) from None
     answer = ask(nets, found.members, given.world, theta, warn=False)
     for reason in answer.reasons[0]:
@@ -133,7 +133,9 @@ def _ask(given: Ask) -> None:
             for s, shock in enumerate(shocks):
                 for h in range(nets.horizon + 1):
                     for v, variable in enumerate(OBSERVABLES):
-                        rows.writerow([shock, h, variable, float(answer.irf[0, s, h, v]), float(exact[s, h, v])])
+                        rows.writerow(
+                            [shock, h, variable, float(answer.irf[0, s, h, v]), float(exact[s, h, v])]
+                        )
         print(f"wrote {given.out}")
 
 

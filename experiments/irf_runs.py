@@ -11,7 +11,7 @@ import torch
 
 from mfk import train
 from mfk.core import config, tree
-from mfk.core.types import Params, Task, Tree
+from mfk.core.types import Params, Task
 from mfk.data import LoaderConfig
 from mfk.tasks import irf, irf_data, irf_measure, irf_report
 from mfk.tasks.irf_net import IRFNetConfig, IRFNets, irf_nets

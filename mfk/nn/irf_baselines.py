@@ -54,7 +54,7 @@ class ResponseMLP(nn.Module):
         Raises:
             ValueError: another shape. TypeError: another dtype than the parameters'.
         """
-        check_economies(x, self.inputs, self.layers[-1].weight.dtype)
+        check_economies(x, self.inputs, next(self.parameters()).dtype)
         return _through(self.layers, x).unflatten(-1, self.shape)
 
 
@@ -110,7 +110,7 @@ class PooledResponseMLP(nn.Module):
         Raises:
             ValueError: another shape. TypeError: another dtype.
         """
-        check_economies(x, self.inputs, self.layers[-1].weight.dtype, padded=True)
+        check_economies(x, self.inputs, self.tokens.weight.dtype, padded=True)
         check_exact("world", world, (len(x),), torch.int64)
         check_exact("mask", mask, tuple(x.shape), torch.bool)
         filled = nn.functional.pad(torch.where(mask, x, 0.0), (0, self.inputs - x.shape[1]))
@@ -177,7 +177,9 @@ class ResponseGRU(nn.Module):
             y = self.leave(h)
             path.append(y)
         out = torch.stack(path, 1)
-        return out if self.shocks is None else out.unflatten(-1, (self.shocks, self.variables)).transpose(1, 2)
+        return (
+            out if self.shocks is None else out.unflatten(-1, (self.shocks, self.variables)).transpose(1, 2)
+        )
 
     def _step(self, y: Tensor, h: Tensor) -> Tensor:
         reset_y, keep_y, new_y = nn.functional.linear(y, self.weight_ih, self.bias_ih).chunk(3, -1)

@@ -69,7 +69,7 @@ class UniversalResponseNet(nn.Module):
 
         c = SiLU(Linear(token_w) + Σ_p x_p a_p)
         h = blocks(SiLU(Linear(c)))
-        y_k = Linear(SiLU(Linear((1 + scale(s_k)) h + shift(s_k))))       [H + 1, V]
+        y_k = Linear(SiLU((1 + scale(s_k)) Linear(h) + shift(s_k)))       [H + 1, V]
 
     Exchanging two parameters' values changes the result, as their identities differ; exchanging their places
     does not. (The documents' encoder averages one function of all values, and cannot tell them apart.) All
@@ -131,7 +131,7 @@ class UniversalResponseNet(nn.Module):
         self.tokens = nn.Embedding(sum(responses), shock_dim)
         self.enter = nn.Linear(theta_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
-        self.tell = nn.Linear(shock_dim, 2 * width)
+        self.tell = nn.Linear(shock_dim, 2 * head)
         self.head = nn.Linear(width, head)
         self.leave = nn.Linear(head, (horizon + 1) * variables)
         self.register_buffer("first_parameter", _starts(parameters), persistent=False)
@@ -159,9 +159,7 @@ class UniversalResponseNet(nn.Module):
         check_exact("mask", mask, tuple(x.shape), torch.bool)
         count = self.responses if responses is None else responses
         if not 1 <= count <= self.responses:
-            raise ValueError(
-                f"responses: expected None or 1 to {self.responses}, got {describe(responses)}"
-            )
+            raise ValueError(f"responses: expected None or 1 to {self.responses}, got {describe(responses)}")
         # Padding goes to a place of its own, behind the others, which is cut off.
         places = self.first_parameter[world, None] + torch.arange(x.shape[1], device=x.device)
         places = torch.where(mask, places, len(self.identities))
@@ -171,6 +169,7 @@ class UniversalResponseNet(nn.Module):
         h = nn.functional.silu(self.enter(h))
         for block in self.blocks:
             h = block(h)
+        h = self.head(h)
         # One response after the other: a matrix product over all of them could round by their number.
         return torch.stack([self._respond(h, world, k) for k in range(count)], 1)
 
@@ -179,7 +178,7 @@ class UniversalResponseNet(nn.Module):
         own = k < self.response_count[world]
         token = torch.where(own, self.first_response[world] + k, 0)
         scale, shift = self.tell(self.tokens(token)).chunk(2, -1)
-        y = self.leave(nn.functional.silu(self.head((1 + scale) * h + shift)))
+        y = self.leave(nn.functional.silu((1 + scale) * h + shift))
         return torch.where(own[:, None], y, 0.0).unflatten(-1, self.period)
 
 

@@ -196,7 +196,7 @@ def _respond(
 
 
 def _combined(coefficients: Tensor, basis: Tensor) -> Tensor:
-    """Σ_k coefficient_kh basis_ksv, one after the other, so that further zeros change no bit: [B, S, H + 1, V]."""
+    """Σ_k coefficient_kh basis_ksv, [B, S, H + 1, V]: one after the other, further zeros change no bit."""
     total = coefficients.new_zeros(())
     for k in range(basis.shape[1]):
         total = total + coefficients[:, k, None, :, None] * basis[:, k, :, None, :]
@@ -214,12 +214,8 @@ def _units(nets: IRFNets, state: Tree, batch: Batch) -> Tensor:
 
 def _error(settings: IRFLossConfig, pred: Tensor, truth: Tensor, weights: Tensor, own: Tensor) -> Tensor:
     """The error of each row [B], from responses in deviations."""
-    error = (
-        losses.horizon_squared_error if settings.loss_fn == "mse" else losses.horizon_absolute_error
-    )
-    return losses.sum_shocks(
-        error(losses.own_shocks(pred, own), losses.own_shocks(truth, own), weights), own
-    )
+    error = losses.horizon_squared_error if settings.loss_fn == "mse" else losses.horizon_absolute_error
+    return losses.sum_shocks(error(losses.own_shocks(pred, own), losses.own_shocks(truth, own), weights), own)
 
 
 def _row_loss(
@@ -251,7 +247,7 @@ def _derivative_error(
     def responses(x: Tensor, size: Tensor, basis: Tensor | None = None) -> Tensor:
         return _respond(nets, params, state, batch, x, size, basis)
 
-    _, steep = jvp(responses, tuple(primals), tuple(directions))
+    steep = jvp(responses, tuple(primals), tuple(directions))[1]
     unit = _units(nets, state, batch)
     _, own = target(nets, batch)
     k = nets.config.shock

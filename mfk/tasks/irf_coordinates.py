@@ -65,9 +65,9 @@ def coordinates(world: World, kind: Kind) -> Coordinates:
 
 
 def characteristic(matrix: Tensor) -> Tensor:
-    """Coefficients e_1, ..., e_n of det(z - M) = z^n - e_1 z^(n-1) + e_2 z^(n-2) - ...: [..., n, n] -> [..., n].
+    """Coefficients e_1, ..., e_n of det(z - M) = z^n - e_1 z^(n-1) + e_2 z^(n-2) - ..., [..., n].
 
-    By Newton's identities from the traces of powers.
+    M is [..., n, n]. By Newton's identities from the traces of powers.
     """
     n, power = matrix.shape[-1], matrix
     traces = [_trace(matrix)]

@@ -171,12 +171,12 @@ def validation_batches(nets: IRFNets, data: IRFData) -> list[Batch]:
 def measure_scale(nets: IRFNets, data: IRFData) -> Params:
     """What is measured of each world's training rows alone, and carried in the state.
 
-    With W worlds: "x_mean", "x_std" [W, F] of the features; "irf_std" [W, S, V], deviation of the responses to
-    shocks of unit size over rows and periods, the unit of the loss; "out_mean" and "out_std" [W, K, H + 1, 1],
-    or [W, S, H + 1, V], which turn a network's output into coefficients: those constant ones that fit best,
-    and the deviation that they leave; 0 where that is nothing. "theta_low", "theta_high" [W, P] and "ranks"
-    [W, 2, 200], "joint" [W], "statistic_low", "statistic_high" [W, 3] are the range of the training rows, for
-    `mfk.tasks.irf_range`. Numbers that do not vary have a deviation of 1.
+    With W worlds: "x_mean", "x_std" [W, F] of the features; "irf_std" [W, S, V], deviation of the responses
+    to shocks of unit size over rows and periods, the unit of the loss; "out_mean" and "out_std"
+    [W, K, H + 1, 1], or [W, S, H + 1, V], which turn a network's output into coefficients: those constant
+    ones that fit best, and the deviation that they leave; 0 where that is nothing. "theta_low", "theta_high"
+    [W, P] and "ranks" [W, 2, 200], "joint" [W], "statistic_low", "statistic_high" [W, 3] are the range of the
+    training rows, for `mfk.tasks.irf_range`. Numbers that do not vary have a deviation of 1.
     """
     found: dict[str, list[Tensor]] = {}
     for world in nets.worlds:

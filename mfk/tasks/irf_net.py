@@ -57,7 +57,9 @@ class IRFNetConfig:
 class IRFNets(NamedTuple):
     """A network with what is needed to call it."""
 
-    model: Model  # (x [B, F], world int64 [B], mask bool [B, F]) -> [B, K or S, H + 1, 1 or V] or [B, H + 1, V]
+    model: (
+        Model  # (x [B, F], world int64 [B], mask bool [B, F]) -> [B, K or S, H + 1, 1 or V] or [B, H + 1, V]
+    )
     worlds: tuple[World, ...]
     coordinates: tuple[Coordinates, ...]
     horizon: int
@@ -79,7 +81,12 @@ def irf_nets(config: IRFNetConfig, worlds: Sequence[World], horizon: int) -> IRF
     refuse_unused(config, config.arch == "gru", "hidden")
     refuse_unused(config, config.arch in ("residual", "universal"), "trunk_dim", "trunk_layers")
     refuse_unused(
-        config, config.arch == "universal", "world_embed_dim", "theta_embed_dim", "shock_embed_dim", "head_dim"
+        config,
+        config.arch == "universal",
+        "world_embed_dim",
+        "theta_embed_dim",
+        "shock_embed_dim",
+        "head_dim",
     )
     if config.shock is not None:
         fewest = min(len(world.shocks.names) for world in worlds)

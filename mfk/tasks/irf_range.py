@@ -24,9 +24,9 @@ class Outside(NamedTuple):
 def outside(world: World, number: int, scale: Params, theta: Tensor) -> Outside:
     """Compare economies with the range of the training rows.
 
-    Outside is: a parameter beyond the least or largest of the training rows; a parameter without a solution;
-    the world's persistence, volatility or the statistic of its slice beyond theirs; persistence and volatility
-    both in ranks that no training row has at once (the corner).
+    Outside is: a parameter beyond the least or largest of the training rows; parameters without a solution;
+    the world's persistence, volatility or the statistic of its slice beyond theirs; persistence and
+    volatility both in ranks that no training row has at once (the corner).
 
     Args:
         world: of the economies.
@@ -40,12 +40,17 @@ def outside(world: World, number: int, scale: Params, theta: Tensor) -> Outside:
     valid = world.valid(theta)
     # What has no solution has no statistics; a row that was trained on stands in.
     some = torch.where(valid.unsqueeze(-1), theta, torch.tensor(world.parameters.defaults).double())
-    statistics = torch.stack([getattr(world, name)(some) for name in ("persistence", "volatility", "slice")], -1)
+    statistics = torch.stack(
+        [getattr(world, name)(some) for name in ("persistence", "volatility", "slice")], -1
+    )
     least, most = scale["statistic_low"][number].double(), scale["statistic_high"][number].double()
     room = _SLACK * (most - least) + 1e-12
     odd = ((statistics < least - room) | (statistics > most + room)) & valid.unsqueeze(-1)  # [N, 3]
     ranks = torch.stack(
-        [torch.searchsorted(scale["ranks"][number, k].double(), statistics[:, k].contiguous()) for k in (0, 1)]
+        [
+            torch.searchsorted(scale["ranks"][number, k].double(), statistics[:, k].contiguous())
+            for k in (0, 1)
+        ]
     )
     corner = (ranks.amin(0) > scale["joint"][number]) & valid
     labels = ("persistence", "volatility", world.held_out)

@@ -62,14 +62,15 @@ def write_report(
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", *markdown(*split_table(splits)), ""]
     lines += [
-        "NRMSE: mean over economies of the root mean square over periods, in deviations of the exact responses",
-        "of a shock and variable over economies and periods; gap: to the interpolation; flagged: economies that",
-        "the emulator says are out of its range; covered: numbers within two deviations of an ensemble's mean.",
+        "NRMSE: mean over economies of the root mean square over periods, in deviations of the exact",
+        "responses of a shock and variable over economies and periods; gap: to the interpolation; flagged:",
+        "economies that the emulator says are out of its range; covered: numbers within two deviations of an",
+        "ensemble's mean.",
         "",
         *markdown(*response_table(rows)),
         "",
-        "IAE: sum over periods of the absolute error, in units of the observable; sign: of periods 0 to 2; HF:",
-        "share of the energy in cycles of at most six periods. report.json has the error by period.",
+        "IAE: sum over periods of the absolute error, in units of the observable; sign: of periods 0 to 2;",
+        "HF: share of the energy in cycles of at most six periods. report.json has the error by period.",
         "",
     ]
     written = [folder / "report.json", folder / "report.md"]
@@ -117,4 +118,3 @@ def draw_responses(
         figure.savefig(path, dpi=110)
         written.append(path)
     return written
-

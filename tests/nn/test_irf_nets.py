@@ -99,7 +99,7 @@ def test_the_universal_net_by_hand() -> None:
         h = block(h)
     for k in range(4):
         scale, shift = net.tell(net.tokens.weight[1 + k]).chunk(2)
-        y = net.leave(silu(net.head((1 + scale) * h + shift)))
+        y = net.leave(silu((1 + scale) * net.head(h) + shift))
         assert torch.allclose(made[k], y.view(7, 2), rtol=1e-12)
 
 
@@ -150,7 +150,7 @@ def test_forward_mode_and_vmap(kind: str) -> None:
     if kind in ("pooled", "universal"):
         rest = (torch.tensor([1, 1, 0]), torch.tensor([[True] * 5, [True] * 5, [True] * 3 + [False] * 2]))
     x, v = (numbers(seed, 3, 5, dtype=torch.float64) for seed in (1, 2))
-    out, tangent = jvp(lambda x: model.apply(params, buffers, x, *rest), (x,), (v,))
+    out, tangent = jvp(lambda x: model.apply(params, buffers, x, *rest), (x,), (v,))[:2]
     assert out.shape == (3, 2, 4, 3)
     step = 1e-6
     ahead, behind = (model.apply(params, buffers, x + s * step * v, *rest) for s in (1, -1))
