@@ -11,8 +11,8 @@ from torch import Tensor
 from mfk.core.types import Params, Tree
 from mfk.data.irf_splits import SPLITS
 from mfk.data.worlds import OBSERVABLES, World
-from mfk.tasks import irf
-from mfk.tasks.irf_data import Economies, IRFData, rows_of
+from mfk.tasks.irf_data import IRFData
+from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_net import IRFNets
 from mfk.tasks.irf_range import outside
 
@@ -71,19 +71,9 @@ def emulated(nets: IRFNets, params: Params, state: Tree, world: World, theta: Te
     Raises:
         ValueError: a world that the emulator does not know.
     """
-    if world.name not in [w.name for w in nets.worlds]:
-        raise ValueError(
-            f"world: expected one of {', '.join(w.name for w in nets.worlds)}, got {world.name!r}"
-        )
-    shocks = len(world.shocks.names)
-    none = torch.empty(len(theta), shocks, nets.horizon + 1, len(OBSERVABLES))
-    batch = rows_of(nets, {world.name: Economies(theta, none)})
-    out = []
+    respond = emulator(nets, params, state, world.name)
     with torch.no_grad():
-        for first in range(0, len(theta), _ROWS):
-            some = {name: x[first : first + _ROWS] for name, x in batch.items()}
-            out.append(irf.predict(nets, params, state, some)[:, :shocks])
-    return torch.cat(out)
+        return torch.cat([respond(some) for some in theta.split(_ROWS)])
 
 
 def measure(

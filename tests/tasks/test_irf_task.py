@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vmap
 
 from mfk import losses
 from mfk.core import tree
@@ -16,6 +16,7 @@ from mfk.core.types import Batch, Rows
 from mfk.data import generate_irf
 from mfk.data.worlds import WORLDS
 from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range
+from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_net import IRFNetConfig, irf_nets
 
 pytestmark = pytest.mark.fast
@@ -264,6 +265,28 @@ def test_high_frequencies(period: int, share: float) -> None:
     wave = torch.cos(2 * torch.pi * torch.arange(40, dtype=torch.float64) / period)[:, None]
     assert float(irf_measure.high_frequency(wave)) == pytest.approx(share, abs=1e-12)
     assert float(irf_measure.high_frequency(torch.zeros(41, 1))) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["raw", "world"])
+@pytest.mark.parametrize("arch", list(SMALL))
+def test_the_emulator_is_a_function_of_theta(arch: str, kind: str) -> None:
+    made = Made(arch, kind)
+    batch = made.rows(*ALL)
+    whole = irf.predict(made.nets, made.params, made.state, batch)
+    for number, name in enumerate(ALL):
+        shocks = len(WORLDS[name].shocks.names)
+        theta = made.data.samples["train"][name].theta[:4]
+        respond = emulator(made.nets, made.params, made.state, name)
+        out = respond(theta)
+        assert torch.allclose(out, whole[batch["world"] == number][:, :shocks], rtol=1e-4, atol=1e-6)
+        assert torch.allclose(vmap(respond)(theta), out, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(respond(theta.view(2, 2, -1)).flatten(0, 1), out, rtol=1e-4, atol=1e-6)
+        slope = grad(lambda t: (respond(t) / out.abs().mean()).sum())(theta)  # noqa: B023
+        assert slope.shape == theta.shape and slope.dtype == torch.float64 and bool(slope.isfinite().all())
+    with pytest.raises(ValueError, match="world_id: expected one of nk, var, lss, got 'rbc'"):
+        emulator(made.nets, made.params, made.state, "rbc")
+    with pytest.raises(ValueError, match=r"theta: expected a tensor of shape \[..., 36\]"):
+        respond(torch.zeros(2, 12))  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_what_is_out_of_range() -> None:
