@@ -65,6 +65,8 @@ PRESETS = {
             _DEFAULT,
             net=IRFNetConfig("universal", trunk_dim=384, trunk_layers=4, theta_embed_dim=256,
                              shock_embed_dim=32, head_dim=256),
+            irf=irf.IRFConfig(irf.IRFLossConfig(balance=True)),
+            train=replace(_DEFAULT.train, clip=10.0),
         ),
     ),
     "baseline_mlp": (

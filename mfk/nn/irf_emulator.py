@@ -68,7 +68,7 @@ class UniversalResponseNet(nn.Module):
     response k of every world a token s_k (the documents' shock token)::
 
         c = SiLU(Linear(token_w) + Σ_p x_p a_p)
-        h = blocks(SiLU(Linear(c)))
+        h = SiLU(Linear(c)), then for each block  h + Linear(SiLU((1 + scale(token_w)) Linear(h) + shift(token_w)))
         y_k = Linear(SiLU((1 + scale(s_k)) Linear(h) + shift(s_k)))       [H + 1, V]
 
     Exchanging two parameters' values changes the result, as their identities differ; exchanging their places
@@ -127,10 +127,13 @@ class UniversalResponseNet(nn.Module):
         self.period = (horizon + 1, variables)
         self.worlds = nn.Embedding(len(parameters), world_dim)
         self.enter_world = nn.Linear(world_dim, theta_dim)
-        self.identities = nn.Parameter(torch.randn(sum(parameters), theta_dim) / max(parameters) ** 0.5)
+        # Of a size that lets a world of few parameters move c as far as one of many.
+        count = torch.tensor([float(n) for n in parameters for _ in range(n)])
+        self.identities = nn.Parameter(torch.randn(sum(parameters), theta_dim) / count.sqrt()[:, None])
         self.tokens = nn.Embedding(sum(responses), shock_dim)
         self.enter = nn.Linear(theta_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.steer = nn.Linear(world_dim, 2 * width * blocks)
         self.tell = nn.Linear(shock_dim, 2 * head)
         self.head = nn.Linear(width, head)
         self.leave = nn.Linear(head, (horizon + 1) * variables)
@@ -165,10 +168,12 @@ class UniversalResponseNet(nn.Module):
         places = torch.where(mask, places, len(self.identities))
         full = x.new_zeros(len(x), len(self.identities) + 1)
         full = full.scatter(1, places, torch.where(mask, x, 0.0))[:, :-1]
-        h = nn.functional.silu(self.enter_world(self.worlds(world)) + full @ self.identities)
+        token = self.worlds(world)
+        h = nn.functional.silu(self.enter_world(token) + full @ self.identities)
         h = nn.functional.silu(self.enter(h))
-        for block in self.blocks:
-            h = block(h)
+        steers = self.steer(token).chunk(2 * len(self.blocks), -1)
+        for i, block in enumerate(self.blocks):
+            h = block(h, steers[2 * i], steers[2 * i + 1])
         h = self.head(h)
         # One response after the other: a matrix product over all of them could round by their number.
         return torch.stack([self._respond(h, world, k) for k in range(count)], 1)
@@ -183,7 +188,7 @@ class UniversalResponseNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """h + Linear(SiLU(Linear(h))), the identity at the start."""
+    """h + Linear(SiLU((1 + scale) Linear(h) + shift)), the identity at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -191,8 +196,11 @@ class _Block(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.leave(nn.functional.silu(self.enter(h)))
+    def forward(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        inner = self.enter(h)
+        if scale is not None and shift is not None:
+            inner = (1 + scale) * inner + shift
+        return h + self.leave(nn.functional.silu(inner))
 
 
 def _starts(sizes: Sequence[int]) -> Tensor:

@@ -20,6 +20,9 @@ from mfk.tasks.irf_data import filled
 from mfk.tasks.irf_net import IRFNets
 
 
+_KEPT = 0.99  # of the moving mean of a world's loss, a step
+
+
 @dataclass(frozen=True)
 class IRFLossConfig:
     """What an error is."""
@@ -34,6 +37,8 @@ class IRFLossConfig:
     """Weight of the squared second differences of a response; responses of var and lss truly swing."""
     sobolev: float = 0.0
     """Weight of the error of the responses' derivative along a random direction of the parameters."""
+    balance: bool = False
+    """Divide a row's loss by the recent mean of its world's: worlds improve by shares, hard ones or easy."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
         L = Σ_s Σ_h w_h Σ_v e² + λ Σ_s mean_hv (Δ² prediction)² + sobolev Σ_s Σ_h w_h Σ_v (∂_u e)²
 
     where s are the row's own shocks, u is a random direction of the parameters in their deviations, and the
-    exact derivative is the world's own, by forward mode through its solver. What is summed and returned is a
-    loss per row and the number of rows. What fills up a row touches neither.
+    exact derivative is the world's own, by forward mode through its solver. With `balance` L is divided by
+    the moving mean of its world's losses, which is carried, and is no part of what is differentiated. What is
+    summed and returned is a loss per row and the number of rows. What fills up a row touches neither.
 
     Args:
         nets: as of `irf_nets`.
@@ -86,7 +92,8 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
     def init(seed: int) -> tuple[Tree, Tree]:
         params, buffers = nets.model.init(seed)
         carried = {name: x.clone() for name, x in scale.items()} | {"weights": weights.clone()}
-        return params, {"buffers": buffers, "scale": carried}
+        state = {"buffers": buffers, "scale": carried}
+        return params, state | ({"recent": torch.ones(len(nets.worlds))} if settings.balance else {})
 
     @torch.no_grad()
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
@@ -103,6 +110,10 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
             steep = _derivative_error(nets, settings, params, state, batch)
             rows = rows + settings.sobolev * steep
             metrics["derivative"] = steep.detach().sum()
+        if settings.balance:
+            recent = state["recent"]
+            state = state | {"recent": _moved(recent, rows.detach(), batch["world"])}
+            rows = rows / recent[batch["world"]]
         return rows.sum(), rows.new_full((), len(rows)), Aux(state, metrics)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
@@ -232,6 +243,14 @@ def _row_loss(
         rows = rows + settings.lambda_smooth * bends
         metrics["smoothness"] = bends.detach().sum()
     return rows, metrics
+
+
+def _moved(recent: Tensor, rows: Tensor, world: Tensor) -> Tensor:
+    """The moving mean of each world's losses [W], after these rows' [B]."""
+    own = (world.unsqueeze(-1) == torch.arange(len(recent), device=world.device)).to(rows.dtype)  # [B, W]
+    count = own.sum(0)
+    mean = (rows.unsqueeze(-1) * own).sum(0) / count.clamp(min=1)
+    return torch.where(count > 0, _KEPT * recent + (1 - _KEPT) * mean, recent)
 
 
 def _derivative_error(

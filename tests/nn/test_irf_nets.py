@@ -95,8 +95,9 @@ def test_the_universal_net_by_hand() -> None:
     silu = nn.functional.silu
     told = net.enter_world(net.worlds.weight[1]) + sum(x[p] * net.identities[3 + p] for p in range(5))
     h = silu(net.enter(silu(told)))
-    for block in net.blocks:
-        h = block(h)
+    steer = net.steer(net.worlds.weight[1]).view(2, 2, 16)
+    for i, block in enumerate(net.blocks):
+        h = h + block.leave(silu((1 + steer[i, 0]) * block.enter(h) + steer[i, 1]))
     for k in range(4):
         scale, shift = net.tell(net.tokens.weight[1 + k]).chunk(2)
         y = net.leave(silu((1 + scale) * net.head(h) + shift))
