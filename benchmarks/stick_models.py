@@ -13,7 +13,6 @@ What is run is experiments/stick.py, preset small, as a user runs it. Recordings
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -72,14 +71,9 @@ def bring_in(recordings: Path, folder: Path) -> Path:
     """All recordings as stick figures, by stick.py's own command."""
     source = folder / "bvh"
     source.mkdir()
-    with (recordings / "index.csv").open(encoding="utf-8", newline="") as lines:
-        names = {row["clip"] for row in csv.DictReader(lines)}
     for archive in sorted(recordings.glob("*.tar.gz")):
         with tarfile.open(archive) as members:
-            for member in members:
-                if Path(member.name).stem in names and member.name.endswith(".bvh"):
-                    member.name = Path(member.name).name
-                    members.extract(member, source, filter="data")
+            members.extractall(source, filter="data")
     output = folder / "recorded.pt"
     run("import", "--bvh", str(source), "--index", str(recordings / "index.csv"), "--joint-map",
         str(recordings / "joint_map.json"), "--output", str(output))  # fmt: skip

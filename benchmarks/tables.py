@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from irf_tables import irf_models, irf_speed
+from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
+from table_lines import Results, claims, machine, table
 
 FOLDER = Path(__file__).resolve().parent
-
-Results = dict[str, Any]
 
 
 def main() -> None:
@@ -322,74 +323,6 @@ def ik_track(results: Results) -> list[str]:
     ]
 
 
-def motion_models(results: Results) -> list[str]:
-    """A table of errors for each skeleton, one by action, and the commands."""
-    lines = [machine(results["versions"]), ""]
-    for group, clips in results["held_out"].items():
-        runs = [r for r in results["runs"] if r["group"] == group]
-        rows, actions = [], {}
-        for run in runs:
-            better = min(r["mse"] for r in run["results"][:2])
-            # Networks of one horizon share their windows, and the baselines on them.
-            horizon = (re.findall(r"--horizon (\d+)", run["words"]) or ["8"])[-1]
-            for r in run["results"]:
-                made = r is run["results"][-1]
-                name = run["model"] if made else f"{r['name']}, {horizon} frames"
-                if name in actions:
-                    continue
-                actions[name] = r["by_action"]
-                rows.append(
-                    [
-                        name, f"{r['mse']:.5f}", f"{r['mse'] / better:.3f}", f"{r['position_cm']:.3f}",
-                        f"{r['rollout_cm']:.2f}", f"{r['drift_cm'][-1]:.2f}", f"{r['rollout_deg']:.2f}",
-                        f"{r['sliding']:.3f}", f"{r['microseconds']:.0f}",
-                        f"{run['seconds']:.0f}" if made else "",
-                        *("" if r[x] is None else f"{r[x]:.2f}" for x in ("diversity_cm", "best_cm")),
-                    ]
-                )  # fmt: skip
-        heads = [
-            "predictor", "mse", "of the better baseline's", "bones cm", "rollout cm", "last frame cm",
-            "rollout deg", "feet m/s", "us a frame", "s in all", "samples apart cm", "nearest of 8, cm",
-        ]  # fmt: skip
-        lines += [f"{group}, held out: {', '.join(clips)}.", "", *table(heads, rows, left=1), ""]
-        found = list(actions.values())
-        first = found[0]
-        rows = [
-            [
-                action,
-                *(f"{of[action][0]:.5f}, {of[action][1]:.2f} ({of[action][2]})" for of in actions.values()),
-            ]
-            for action in first
-        ]
-        lines += [*table(["action", *actions], rows, left=1), ""]
-    words = [f"- {run['group']}, {run['model']}: `motion.py {run['words']}`" for run in results["runs"]]
-    return [*lines, *words, "", *claims(results["claims"])]
-
-
-def stream(results: Results) -> list[str]:
-    """Memory and time of both files."""
-    rows = [
-        [
-            f"{c['frames']:,}",
-            f"{c['file_mb']:,.0f}",
-            f"{c['written_s']:.1f}",
-            f"{c['opened_s']:.1f}",
-            f"{c['peak_mb']:.0f}",
-            f"{1e3 * c['trained_s'] / c['steps']:.1f}",
-        ]
-        for c in results["cases"]
-    ]
-    heads = ["frames", "file MB", "written, s", "opened and measured, s", "peak MB", "ms a step, all in all"]
-    size = f"{results['bones']} bones, {results['numbers']} numbers a frame"
-    return [
-        f"{machine(results['versions'])} {size}, {results['cases'][0]['steps']:,} steps.",
-        "",
-        *table(heads, rows, left=0),
-        "",
-        *claims(results["claims"]),
-    ]
-
-
 PEERS = ("roboticstoolbox-python", "pytorch-kinematics", "pin")
 
 TABLES: dict[str, Callable[[Results], list[str]]] = {
@@ -410,40 +343,13 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         ik_track,
         motion_models,
         stream,
+        stick_models,
+        stick_refine,
+        stick_memory,
+        irf_models,
+        irf_speed,
     )
 }
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> list[str]:
-    """Lines of a Markdown table; the first `left` columns are text, the others numbers."""
-    rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    return [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def claims(checks: list[Results]) -> list[str]:
-    """What was claimed and what was measured."""
-    rows = [
-        [
-            c["what"],
-            f"{c['value']:.3f}",
-            f"{c['kind']} {c['limit']:.4g}",
-            "holds" if c["holds"] else "does not hold",
-        ]
-        for c in checks
-    ]
-    return [*table(["claim", "measured", "limit", ""], rows, left=1), ""]
-
-
-def machine(facts: Results, repeats: int | None = None) -> str:
-    """What the figures were measured on, and of how many repeats they are medians."""
-    parts = [f"{facts['cpu']} ({facts['cpu_model']})" if facts.get("cpu_model") else facts["cpu"]]
-    if "threads" in facts:
-        parts.append(f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}")
-    parts.append(f"Python {facts['python']}")
-    parts += [f"{name} {facts[name]}" for name in ("torch", "jax", "pinocchio") if name in facts]
-    if repeats is not None:
-        parts.append(f"medians of {repeats} interleaved repeats")
-    return f"{', '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -14,7 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from stick_commands import COMMANDS, command
-from stick_runs import StickRun, compose, make_ready, report, task_of, trained, write_motion
+from stick_runs import (
+    SAMPLE_SECONDS,
+    StickRun,
+    check_sample,
+    compose,
+    make_ready,
+    report,
+    task_of,
+    trained,
+    write_motion,
+)
 
 from mfk import train
 from mfk.core import cli
@@ -29,10 +39,11 @@ _TRAIN = TrainConfig(
     checkpoint_every_epochs=5, log_every=10, jit=False,
 )  # fmt: skip
 _SMALL = StickRun(
-    net=StickNetConfig(width=256, layers=6, heads=8),
+    # So short a training fits no clip by heart: nothing is dropped.
+    net=StickNetConfig(width=256, layers=6, heads=8, dropout=0.0),
     train=replace(
-        _TRAIN, epochs=None, warmup_epochs=None, steps=600, warmup_steps=60, batch_size=32, lr=1e-3,
-        validate_every=100, validate_every_epochs=None, checkpoint_every=100, checkpoint_every_epochs=None,
+        _TRAIN, epochs=None, warmup_epochs=None, steps=600, warmup_steps=60, batch_size=16, lr=1e-3,
+        validate_every=200, validate_every_epochs=None, checkpoint_every=100, checkpoint_every_epochs=None,
     ),
 )  # fmt: skip
 
@@ -77,13 +88,14 @@ def main() -> None:
         else:
             command(given)
 
-    cli.main(program, train.TrainingDiverged)
+    cli.main(program, train.TrainingDiverged, ImportError)
 
 
 def run(settings: StickRun) -> None:
     """Train as configured, then report on held-out clips and generate a sample."""
     started = time.perf_counter()
     ready = make_ready(settings)
+    check_sample(settings, ready)
     record = stick_data.data_record(settings.data)
     if settings.run.resume is not None:
         train.check_same_data(Path(settings.run.resume), record)
@@ -106,7 +118,7 @@ def run(settings: StickRun) -> None:
     seconds = f"{time.perf_counter() - started:.0f} s until the report"
     report(settings, ready.data, nets, found, result.run, {"this session": seconds})
     if settings.sample_text:
-        made = compose(settings, nets, found, settings.sample_text, 6.0, 0, ())
+        made = compose(settings, nets, found, settings.sample_text, SAMPLE_SECONDS, 0, ())
         for name in ("sample.gif", "sample.png"):
             write_motion(made, result.run / name, settings.sample_text)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stick_runs import compose, report, settings_of, trained, write_motion
+
+from mfk import train
 from mfk.data.stick import FPS
 from mfk.data.stick_check import check_stick, drop_found
 from mfk.data.stick_files import read_stick, write_stick
 from mfk.data.stick_generate import generate_stick
 from mfk.data.stick_mocap import stick_from_bvh
-from stick_runs import compose, report, settings_of, trained, write_motion
-
-from mfk import train
 from mfk.tasks import stick_data
 from mfk.tasks.movies import check_place
 
@@ -52,9 +52,9 @@ class Import:
     """Turn a folder of BVH files into a file of stick figures with texts and actions."""
 
     bvh: Path
-    """Folder of .bvh files; its own files only."""
+    """Folder of the extracted .bvh files, which lie in it as the index says."""
     index: Path
-    """CSV file with the columns clip, skeleton, action and text."""
+    """CSV file with the columns clip, file, skeleton, action and text."""
     joint_map: Path
     """JSON file that says which joint of each skeleton is which of the figure's."""
     output: Path
@@ -133,6 +133,8 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
         _write(given.output, clips)
     elif isinstance(given, Make):
         _new(given.output, given.overwrite)
+        if given.clips < 1:
+            raise ValueError(f"clips: expected at least 1, got {given.clips}")
         _write(given.output, generate_stick(
             given.clips, seed=given.seed, width=given.figure, transitions=given.transitions,
             augment=given.augment,

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mfk.data.stick import ACTIONS, FPS
-from mfk.data.stick_text import action_schedule
 
 from mfk import train
 from mfk.core import config, tree
 from mfk.core.types import Params, Task, Tree
 from mfk.data import LoaderConfig
+from mfk.data.stick import ACTIONS, FPS
+from mfk.data.stick_words import action_schedule
+from mfk.data.text_hash import embed_text
 from mfk.tasks import stick, stick_data, stick_generate, stick_measure, stick_report
 from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 from mfk.tasks.stick_net import RefineConfig, StickNetConfig, StickNets, stick_nets
 from mfk.train import RunConfig, TrainConfig
+
+SAMPLE_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,14 @@ def compose(
     """Generate what `text` says."""
     if not text.strip():
         raise ValueError("text: expected words, got none")
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"seconds: expected a positive number, got {seconds}")
+    if not (math.isfinite(seconds) and round(seconds * FPS) > stick_generate.OPENING):
+        least = (stick_generate.OPENING + 1) / FPS
+        raise ValueError(f"seconds: expected at least {least:g}, got {seconds}")
+    if actions and not nets.config.condition_actions:
+        raise ValueError("actions: no effect on a network that was trained without condition_actions")
     frames = round(seconds * FPS)
     told = schedule(text, frames, actions) if nets.config.condition_actions else None
-    embedding = stick_data.embed([text], settings.net.embedding_dim, settings.data.encoder)[0]
+    embedding = embed_text([text], settings.data.encoder, settings.net.embedding_dim)[0]
 
     def progress(done: int, total: int) -> None:
         print(f"\r{done}/{total} frames\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
@@ -159,13 +165,26 @@ def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
     return told
 
 
+def check_sample(settings: StickRun, ready: Ready) -> None:
+    """ValueError if the sample that follows the training cannot be generated: rather before it than after."""
+    text = settings.sample_text
+    if not text or not settings.net.condition_actions:
+        return
+    try:
+        told = schedule(text, round(SAMPLE_SECONDS * FPS), ())
+        stick_generate.opening(ready.scale, int(told[0]), 0)
+    except ValueError as error:
+        raise ValueError(f"sample_text: {text!r}: {error}") from None
+
+
 def write_motion(made: stick_generate.Made, file: Path, text: str) -> None:
     """Draw a generated motion, or write it as numbers, as the file's suffix says."""
     names = [ACTIONS[a] if a >= 0 else "" for a in made.actions.tolist()]
     if file.suffix == ".npz":
         save_stick(file, made.motion, fps=FPS, text=text, actions=made.actions)
     elif file.suffix == ".png":
-        contact_sheet(file, made.motion, fps=FPS, rows=2, title=text, texts=names)
+        columns = min(8, len(made.motion) // 2)
+        contact_sheet(file, made.motion, fps=FPS, columns=columns, rows=2, title=text, texts=names)
     else:
         draw_stick(file, made.motion, fps=FPS, title=text, texts=names)
     print(f"wrote {file}")

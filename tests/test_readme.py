@@ -91,6 +91,36 @@ def motion_lines(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def test_the_figures_of_stick_figures_are_the_committed_ones() -> None:
+    found = {
+        name: json.loads((ROOT / f"benchmarks/results/stick_{name}.json").read_text(encoding="utf-8"))
+        for name in ("models", "refine", "memory")
+    }
+    for line in stick_lines(found["models"], found["refine"]):
+        assert line in README
+    flat = README.replace("\n", " ")
+    (medium,) = (row for row in found["memory"]["rows"] if row["preset"] == "medium")
+    assert f"{medium['peak_gb']:.1f} GB at its peak" in flat
+    assert f"{found['models']['runs'][0]['seconds'] / 60:.0f} minutes" in flat
+
+
+def stick_lines(models: dict[str, Any], refined: dict[str, Any]) -> list[str]:
+    """The README's tables: next frames and actions; jitter and error of refinements."""
+    lines = []
+    for run in models["runs"]:
+        every = run["actions"][-1]
+        worst = max(row["model"] / row["velocity"] for row in run["actions"][:-1])
+        cells = [
+            f"{every['velocity']:.1e}", f"{every['model']:.1e}", f"{worst:.2f}",
+            f"{100 * every['accuracy']:.1f} % ({100 * run['regression']:.1f} %)",
+        ]  # fmt: skip
+        lines.append(f"| {run['data']} | {' | '.join(cells)} |")
+    for run in refined["runs"]:
+        cells = [f"{run['truth_jerk']:.0f}", *(f"{r['jerk']:.0f}, {r['mse']:.1e}" for r in run["rows"])]
+        lines.append(f"| {run['data']}: jitter, error | {' | '.join(cells)} |")
+    return lines
+
+
 def test_the_solver_as_it_is_shown(tmp_path: Path) -> None:
     (script,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
     (tmp_path / "robot.urdf").write_text(kinematics.urdf_text("ur10"), encoding="utf-8")

@@ -56,6 +56,9 @@ ALIASES = {
     "--early-stopping-patience": "--patience",
     "--early-stopping-min-delta": "--min-delta",
     "--random-seed": "--seed",
+    "--d-model": "--width",
+    "--nhead": "--heads",
+    "--num-layers": "--layers",
 }
 """Other spellings of a flag; each holds wherever there is a field of the right-hand name."""
 

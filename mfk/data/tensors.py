@@ -50,7 +50,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             The message starts with the path.
     """
     path = Path(path)
-    size, head = _open(path)
+    size, head = open_regular(path)
     kind = path.suffix.lower()
     if kind not in (".pt", ".pth", ".npz"):
         raise ValueError(
@@ -61,7 +61,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     zipped = head == b"PK\x03\x04"
     if kind == ".npz" and not zipped:
         raise ValueError(f"{path}: expected an .npz file of numpy, which is a zip archive; this is none")
-    found = read_npz(path, size) if kind == ".npz" else _read_torch(path, size, zipped)
+    found = read_npz(path, size) if kind == ".npz" else read_torch(path, size, zipped, _EXPECTED)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {_EXPECTED}, got {_kind(found)}")
     if not found:
@@ -69,10 +69,10 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for key in found:
         if type(key) is not str:
             raise ValueError(f"{path}: expected names (str) as keys, got {_kind(key)}")
-    return {key: _tensor(f"{path}: {reprlib.repr(key)}", value) for key, value in found.items()}
+    return {key: plain_tensor(f"{path}: {reprlib.repr(key)}", value) for key, value in found.items()}
 
 
-def _open(path: Path) -> tuple[int, bytes]:
+def open_regular(path: Path) -> tuple[int, bytes]:
     """Size and first four bytes of a regular file."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r}: expected a path, got one with a null character in it")
@@ -131,8 +131,13 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def _read_torch(path: Path, size: int, zipped: bool) -> Any:
-    """What torch.load makes of a file, numpy's arrays being `_Array`."""
+def read_torch(path: Path, size: int, zipped: bool, expected: str) -> Any:
+    """What torch.load makes of a file, numpy's arrays being what `plain_tensor` takes.
+
+    Raises:
+        ValueError: damaged, or it holds more than plain containers, numbers and text; `expected` says what
+            to expect. The message starts with the path.
+    """
     if zipped:
         with open_archive(path, size) as archive:
             infos = archive.infolist()
@@ -152,22 +157,29 @@ def _read_torch(path: Path, size: int, zipped: bool) -> Any:
             with torch.serialization.safe_globals(_STAND_INS):
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"{path}: refused, nothing in it was run: {_asked(str(error))}") from None
+            raise ValueError(
+                f"{path}: refused, nothing in it was run: {_asked(str(error), expected)}"
+            ) from None
         except Exception as error:  # what a forged or cut file makes of the reader can be anything
             raise damaged(path, error) from None
         finally:
             torch.serialization.add_safe_globals(others)
 
 
-def _asked(message: str) -> str:
+def _asked(message: str, expected: str) -> str:
     """What torch's unpickler would not do, without its advice to allow it."""
     if name := re.search(r"GLOBAL (\S+)", message):
-        return f"{_EXPECTED}, but it asks for {name[1][:100]}"
+        return f"{expected}, but it asks for {name[1][:100]}"
     reason = message.partition("WeightsUnpickler error:")[2].strip().split("\n")[0] or message
-    return f"{_EXPECTED}, saved by torch.save ({' '.join(reason.split())[:100]})"
+    return f"{expected}, saved by torch.save ({' '.join(reason.split())[:100]})"
 
 
-def _tensor(where: str, value: Any) -> Tensor:
+def plain_tensor(where: str, value: Any) -> Tensor:
+    """A tensor of numbers of what a file holds.
+
+    Raises:
+        ValueError: it is none, or not as it should be; starts with `where`.
+    """
     if isinstance(value, _Array):
         value = _from_numpy(where, value)
     elif isinstance(value, np.ndarray):

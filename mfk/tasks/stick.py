@@ -15,8 +15,8 @@ from mfk.core.types import Aux, Batch, Metrics, Params, Rows, Task, Tree
 from mfk.data.stick import ENVIRONMENTS, FPS, GRAVITIES, GRAVITY
 from mfk.losses import TimeConfig
 from mfk.tasks import stick_refine
-from mfk.tasks.stick_features import foot_heights, see
-from mfk.tasks.stick_net import StickNets, next_frames
+from mfk.tasks.stick_features import anchor_of, foot_heights, joined, meant, measured
+from mfk.tasks.stick_net import StickNets, outputs
 
 # Of each environment, in units/s^2; the last, which is number -1, is the earth.
 _GRAVITIES = [GRAVITY * GRAVITIES.get(name, 1.0) for name in ENVIRONMENTS] + [GRAVITY]
@@ -27,7 +27,9 @@ class StickLossConfig:
     """What is added to the loss of the next pose, and how the network is kept from its own mistakes."""
 
     pose: Literal["smooth_l1", "mse"] = "smooth_l1"
-    """Error of the next frame in units of the recent acceleration; mse weighs what is abrupt most."""
+    """Error of the next frame, measured as `mfk.tasks.stick_features.measured` does."""
+    anchor: float = 0.5
+    """Weight of the error of where the next frame is; generation leans on it, see `generate`."""
     temporal: float = 0.1
     """Weight of the error of the predicted frames' differences."""
     action: float = 0.15
@@ -40,8 +42,12 @@ class StickLossConfig:
     """Weight of the refinement's loss."""
     noisy_share: float = 0.5
     """Share of the windows that are seen with noise, as if they were predictions."""
-    noise: tuple[float, float] = (3e-4, 3e-2)
+    noise: tuple[float, float] = (1e-5, 1e-2)
     """Least and largest deviation of this noise, in units; drawn evenly by its logarithm."""
+    drift: tuple[float, float] = (1e-3, 0.3)
+    """The same of how far points stand off, more and more or less and less along the window."""
+    recovery: float = 0.2
+    """Share of this distance by which the next frame is to be nearer."""
     text_dropout: float = 0.1
     """Share of the windows whose text is left out."""
     action_dropout: float = 0.5
@@ -68,15 +74,26 @@ def check_stick(config: StickConfig, nets: StickNets) -> None:
     loss = config.loss
     if loss.pose not in ("smooth_l1", "mse"):
         raise ValueError(f"pose: expected smooth_l1 or mse, got {loss.pose!r}")
-    for name in ("temporal", "action", "physics", "environment", "diffusion", "consistency", "gravity"):
+    for name in (
+        "anchor",
+        "temporal",
+        "action",
+        "physics",
+        "environment",
+        "diffusion",
+        "consistency",
+        "gravity",
+    ):
         value = getattr(loss, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    for name in ("noisy_share", "text_dropout", "action_dropout"):
+    for name in ("noisy_share", "recovery", "text_dropout", "action_dropout"):
         if not 0 <= getattr(loss, name) <= 1:
             raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(loss, name)!r}")
-    if not 0 < loss.noise[0] <= loss.noise[1] < math.inf:
-        raise ValueError(f"noise: expected 0 < least <= largest, got {loss.noise}")
+    for name in ("noise", "drift"):
+        low, high = getattr(loss, name)
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"{name}: expected 0 < least <= largest, got {(low, high)}")
     if not 0 <= loss.clearance < math.inf:
         raise ValueError(f"clearance: expected a finite number >= 0, got {loss.clearance!r}")
     if config.times != TimeConfig() and not (nets.refine.enabled and nets.refine.refinement == "meanflow"):
@@ -90,11 +107,13 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
     "physics" [B, T, 6], "environment" [B] (-1: none) and, where the network is told it, "camera" [B, T, 3].
     Of a window, over its T - 1 predicted frames::
 
-        L = mean_t [ L_pose + temporal L_temporal + action CE + environment CE
+        L = mean_t [ L_pose + anchor L_anchor + temporal L_temporal + action CE + environment CE
                      + physics (L_physics + consistency (L_velocity + L_acceleration) + gravity L_gravity) ]
             + diffusion L_refine
 
-    where positions are measured in the unit of `see` and physics in its deviations. The refinement takes the
+    where poses are compared as `measured`, temporal compares their frame-to-frame differences in the same
+    measure, and physics is in its deviations. Windows that are seen with noise stand off as well; the frame
+    to predict is then nearer to the truth by a share of that. The refinement takes the
     transformer's output as it is: no gradient of its flows back. What is summed and returned is a loss per
     window and the number of windows.
 
@@ -119,9 +138,7 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
     @torch.no_grad()
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
-        drawn = dict(batch)
-        drawn["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-        drawn["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+        drawn = _without_padding(batch)
         device = drawn["motion"].device
 
         def uniform(name: str) -> Tensor:
@@ -129,17 +146,23 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
 
         told = uniform("text") >= settings.text_dropout
         drawn["text"] = torch.where(told[:, None], batch["text"], 0.0)
-        drawn["told"] = batch["actions"]
+        drawn["told"] = drawn["actions"]
         if nets.config.condition_actions:
             told = uniform("actions") >= settings.action_dropout
-            drawn["told"] = torch.where(told[:, None], batch["actions"], -1)
+            drawn["told"] = torch.where(told[:, None], drawn["actions"], -1)
         if settings.noisy_share > 0:
-            low, high = (math.log(x) for x in settings.noise)
-            size = (low + (high - low) * uniform("noise size")).exp()
-            size = torch.where(uniform("noisy") < settings.noisy_share, size, 0.0)
-            shape = tuple(drawn["motion"].shape[1:])
-            noise = rng.normal(rng.key(seed, step, "frame noise"), rows, shape).to(device)
-            drawn["noise"] = size[:, None, None] * noise
+            noisy = uniform("noisy") < settings.noisy_share
+            frames, width = drawn["motion"].shape[1:]
+            for name, bounds, shape in (
+                ("noise", settings.noise, (frames, width)),
+                ("drift", settings.drift, (2, width)),
+            ):
+                low, high = (math.log(x) for x in bounds)
+                size = torch.where(noisy, (low + (high - low) * uniform(f"{name} size")).exp(), 0.0)
+                numbers = rng.normal(rng.key(seed, step, f"frame {name}"), rows, shape).to(device)
+                drawn[name] = size[:, None, None] * joined(numbers)
+            along = torch.linspace(0, 1, frames, device=device)[:, None]
+            drawn["drift"] = (1 - along) * drawn["drift"][:, :1] + along * drawn["drift"][:, 1:]
         if nets.config.dropout > 0:
             key = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
             drawn["key"] = (key * 2**31).long().to(device)
@@ -162,26 +185,42 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
     return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
 
 
+def _without_padding(batch: Batch) -> Batch:
+    """The batch with zeros, and without labels, in frames that do not count, whatever stands there."""
+    found, valid = dict(batch), batch["valid"]
+    for name in ("motion", "physics", "camera"):
+        if name in found:
+            found[name] = losses.masked_rows(found[name], valid)
+    found["actions"] = torch.where(valid, found["actions"], -1)
+    return found
+
+
 def _window_loss(
     nets: StickNets, config: StickLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Tensor, Metrics, Tensor]:
     """The loss of each window [B], its parts summed over windows, and the predicted frames [B, T - 1, D]."""
     truth, valid, scale = batch["motion"], batch["valid"][:, 1:], state["scale"]
-    shown = truth + batch["noise"] if "noise" in batch else truth
+    shown, target = truth, truth[:, 1:]
+    if "noise" in batch:
+        shown = truth + batch["noise"] + batch["drift"]
+        target = target + (1 - config.recovery) * batch["drift"][:, :-1]
     told = batch["told"][:, :-1] if nets.config.condition_actions else None
     camera = batch["camera"][:, :-1] if nets.config.condition_camera else None
-    out = next_frames(
+    seen, out = outputs(
         nets, params["net"], state["buffers"]["net"], scale, shown[:, :-1], batch["text"], told, camera,
         batch.get("key"),
     )  # fmt: skip
-    unit = see(scale, shown[:, :-1]).unit
-    target = truth[:, 1:]
     error = losses.smooth_l1_error if config.pose == "smooth_l1" else losses.squared_error
-    made, true = out.pose / unit, target / unit
-    frames = {"pose_loss": error(made, true)}
+    raw, anchor = out.pose.split(nets.width, -1)
+    pose, true = meant(seen, raw), measured(seen, target)
+    frames = {"pose_loss": error(raw, true)}
     parts = [frames["pose_loss"]]
+    if config.anchor > 0:
+        frames["anchor"] = losses.squared_error(anchor, anchor_of(scale, shown[:, :-1], truth[:, 1:]))
+        parts.append(config.anchor * frames["anchor"])
     if config.temporal > 0:
-        frames["temporal"] = _temporal(error, out.pose, target, unit)
+        made, wanted = (losses.finite_difference_velocity(x, 1.0) for x in (raw, true))
+        frames["temporal"] = torch.cat((torch.zeros_like(valid[:, :1]).to(made), error(made, wanted)), 1)
         parts.append(config.temporal * frames["temporal"])
     if config.action > 0:
         frames["action"] = losses.class_error(out.actions, batch["actions"][:, 1:])
@@ -191,7 +230,7 @@ def _window_loss(
         frames["environment"] = losses.class_error(out.environment, label)
         parts.append(config.environment * frames["environment"])
     if config.physics > 0:
-        frames["physics"] = _physics(config, scale, out.physics, out.pose, batch, target)
+        frames["physics"] = _physics(config, scale, out.physics, pose, batch, target)
         parts.append(config.physics * frames["physics"])
     counts = valid.sum(1).clamp(min=1)
 
@@ -199,14 +238,7 @@ def _window_loss(
         return torch.where(valid, x, 0.0).sum(1) / counts
 
     rows = per_window(torch.stack(parts).sum(0))
-    return rows, {name: per_window(x.detach()).sum() for name, x in frames.items()}, out.pose
-
-
-def _temporal(error: object, pose: Tensor, target: Tensor, unit: Tensor) -> Tensor:
-    """Error of the differences between predicted frames, [B, T]; the first frame has none."""
-    assert callable(error)
-    made, true = (losses.finite_difference_velocity(x, 1.0) / unit[:, 1:] for x in (pose, target))
-    return torch.cat((pose.new_zeros(len(pose), 1), error(made, true)), 1)
+    return rows, {name: per_window(x.detach()).sum() for name, x in frames.items()}, pose
 
 
 def _physics(
@@ -225,7 +257,8 @@ def _physics(
     if config.consistency > 0:
         moved = losses.velocity_consistency(pose[..., :2], velocity, FPS) / fast
         gained = losses.acceleration_consistency(velocity, acceleration, FPS) / fast
-        total = total + config.consistency * torch.cat((moved + gained, last), 1)
+        agree = torch.where(batch["valid"][:, 2:], moved + gained, 0.0)  # both frames of a pair count
+        total = total + config.consistency * torch.cat((agree, last), 1)
     if config.gravity > 0:
         feet = target[..., foot_heights(target.shape[-1])]
         level = torch.where(batch["valid"][:, 1:, None], feet, math.inf).amin((1, 2))
@@ -239,9 +272,7 @@ def _evaluate(
     nets: StickNets, config: StickLossConfig, params: Tree, state: Tree, batch: Batch
 ) -> tuple[Metrics, Metrics]:
     """Errors on windows as they are: no noise, text told, actions not."""
-    quiet = dict(batch)
-    quiet["motion"] = losses.masked_rows(batch["motion"], batch["valid"])
-    quiet["physics"] = losses.masked_rows(batch["physics"], batch["valid"])
+    quiet = _without_padding(batch)
     quiet["told"] = torch.full_like(batch["actions"], -1)
     rows, _, pose = _window_loss(nets, config, params, state, quiet)
     # The third frame is the first that constant velocity can predict.

@@ -16,10 +16,10 @@ from mfk.core import rng
 from mfk.core.config import refuse_unused
 from mfk.core.files import fingerprint
 from mfk.core.types import Batch, Params
-from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
+from mfk.data.stick import ENVIRONMENTS, FPS, StickClip, stick_physics
 from mfk.data.stick_files import read_stick
 from mfk.data.stick_generate import generate_stick
-from mfk.data.text_hash import hash_text
+from mfk.data.text_hash import embed_text
 from mfk.tasks.stick_features import fit_stick
 
 VARIABLE = "TRAIN_DATA_PATH"
@@ -51,7 +51,7 @@ class StickDataConfig:
     frames: int = 100
     """Frames of a training window; longer clips are parted, shorter ones are masked."""
     held_out: tuple[str, ...] = ()
-    """Of a file: clips of the report by their "source"; () draws shares by the seed."""
+    """Of a file: clips of the report by name, meta["clip"]; () draws a share by the seed."""
     validation_share: float = 0.1
     """Share of the clips that picks the checkpoint, drawn by the seed."""
     test_share: float = 0.1
@@ -82,13 +82,16 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
     path = path_of(config)
     if path is None:
         refuse_unused(config, False, "held_out")
+        if config.clips < 1:
+            raise ValueError(f"clips: expected at least 1, got {config.clips}")
         clips = generate_stick(
             config.clips, seed=seed, width=config.figure, transitions=config.transitions,
             augment=config.augment,
         )  # fmt: skip
         name = f"{len(clips)} generated clips"
     else:
-        refuse_unused(config, False, "clips", "figure", "transitions", "augment")
+        # A preset says how many clips to generate, which is no fault of who names a file.
+        refuse_unused(config, False, "figure", "transitions", "augment")
         if not path.is_file():
             raise FileNotFoundError(f"data: {path}: there is no such file")
         clips, name = read_stick(path), str(path)
@@ -100,6 +103,8 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
     clips = [
         embedded(clip, embedding_dim, config.encoder, f"{name}: clip {i}") for i, clip in enumerate(clips)
     ]
+    for i, clip in enumerate(clips):
+        check_clip(clip, camera, f"{name}: clip {i}")
     # Parted before the actors are: those of one recording are not independent.
     training, validation, test = (single_actors(part) for part in _part(config, clips, seed, name))
     return StickData(
@@ -154,7 +159,7 @@ def embedded(clip: StickClip, width: int, encoder: str, where: str) -> StickClip
     """The clip with an embedding of `width` numbers: its own, or that of its description.
 
     Raises:
-        ValueError: its own has another width.
+        ValueError: its own has another width, or the description cannot be encoded.
     """
     if clip.embedding is not None:
         if clip.embedding.shape != (width,):
@@ -163,16 +168,18 @@ def embedded(clip: StickClip, width: int, encoder: str, where: str) -> StickClip
                 f"got {tuple(clip.embedding.shape)}"
             )
         return clip
-    return clip._replace(embedding=embed([clip.description], width, encoder)[0])
+    try:
+        return clip._replace(embedding=embed_text([clip.description], encoder, width)[0])
+    except ValueError as error:
+        raise ValueError(f"{where}: description: {error}") from None
 
 
-def embed(texts: Sequence[str], width: int, encoder: str) -> Tensor:
-    """Embeddings of texts, [N, width]; of an empty one zeros."""
-    if encoder != "hash":
-        from mfk.data.text_hash import embed_text
-
-        return embed_text(texts, encoder, width)
-    return hash_text(texts, width)
+def check_clip(clip: StickClip, camera: bool, where: str) -> None:
+    """ValueError if the clip has fewer than 3 frames, or no camera where one is asked for."""
+    if len(clip.motion) < 3:
+        raise ValueError(f"{where}: expected at least 3 frames, got {len(clip.motion)}")
+    if camera and clip.camera is None:
+        raise ValueError(f"{where}: condition_camera, but it has no camera")
 
 
 def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str) -> Batch:
@@ -182,7 +189,7 @@ def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str)
     beginning and the last at its end; a clip of fewer frames is one window, whose rest is masked.
 
     Raises:
-        ValueError: fewer than 3 frames, or a clip without a camera where one is asked for.
+        ValueError: fewer than 3 frames in a window, or as `check_clip`.
     """
     if frames < 3:
         raise ValueError(f"frames: expected at least 3, got {frames}")
@@ -190,8 +197,7 @@ def windows_of(clips: Sequence[StickClip], frames: int, camera: bool, name: str)
     parts |= {"text": [], "environment": []} | ({"camera": []} if camera else {})
     for number, clip in enumerate(clips):
         length = len(clip.motion)
-        if camera and clip.camera is None:
-            raise ValueError(f"{name}: clip {number}: condition_camera, but it has no camera")
+        check_clip(clip, camera, f"{name}: clip {number}")
         actions = clip.actions if clip.actions is not None else torch.full((length,), -1)
         physics = clip.physics if clip.physics is not None else stick_physics(clip.motion, FPS)
         count = max(1, -(-(length - 1) // (frames - 1)))
@@ -236,12 +242,6 @@ def measure_scale(training: Batch) -> Params:
     return scale | {"physics": physics.square().mean(0).sqrt().clamp(min=1e-3).float()}
 
 
-def actions_of(clips: Sequence[StickClip]) -> list[str]:
-    """Names of the actions that occur, in the order of ACTIONS."""
-    found = {int(a) for clip in clips if clip.actions is not None for a in clip.actions.unique()}
-    return [ACTIONS[a] for a in sorted(found - {-1})]
-
-
 def _part(
     config: StickDataConfig, clips: list[StickClip], seed: int, name: str
 ) -> tuple[list[StickClip], list[StickClip], list[StickClip]]:
@@ -249,9 +249,10 @@ def _part(
     for key in ("validation_share", "test_share"):
         if not 0 < getattr(config, key) < 1:
             raise ValueError(f"{key}: expected a share between 0 and 1, got {getattr(config, key)}")
-    named = [i for i, clip in enumerate(clips) if clip.source is not None and clip.source in config.held_out]
-    if missing := set(config.held_out) - {clips[i].source for i in named}:
-        raise ValueError(f"held_out: {name} has no clip whose source is {sorted(missing)[0]!r}")
+    names = [(clip.meta or {}).get("clip") for clip in clips]
+    named = [i for i, clip in enumerate(names) if clip in config.held_out]
+    if missing := set(config.held_out) - {names[i] for i in named}:
+        raise ValueError(f"held_out: {name} has no clip named {sorted(missing)[0]!r}")
     generator = np.random.Generator(np.random.Philox(key=rng.key(seed, "stick split")))
     rest = [i for i in generator.permutation(len(clips)).tolist() if i not in named]
     test = named or rest[: max(1, round(config.test_share * len(clips)))]

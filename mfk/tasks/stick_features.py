@@ -1,7 +1,8 @@
 """How a stick figure's frames are seen by a network, and what its output means: causal, frame by frame.
 
-A network corrects constant velocity in units of how much the motion has accelerated just before: a figure
-that hardly moves is then predicted as exactly, for its size, as one that sprints.
+A network corrects constant velocity in units of how much the motion has accelerated just before, and by the
+hyperbolic sine of its output: a figure that hardly moves is predicted as exactly, for its size, as one that
+sprints, and yet a figure at rest may begin to kick.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from torch import Tensor
 from mfk.core.types import Params, describe
 from mfk.data.stick import SEGMENTS
 
-_RECENT = 12  # frames whose acceleration gives the unit of a prediction
-FLOOR = 2e-5  # units: float32's rounding of a place ten units from the origin is no motion
+_RECENT = 12  # frames whose movement gives the unit of a prediction
+_LAGS = 4  # accelerations that are seen at once
+_DRIFT = 0.05  # of a velocity: what drifts can be stopped though it does not accelerate
+FLOOR = 1e-4  # units: what accelerates less is at rest; float32 rounds places 100 units away by 4e-6
+_MOST = 9.0  # of a network's output: 4,000 units of acceleration
 
 
 class Seen(NamedTuple):
@@ -28,7 +32,7 @@ class Seen(NamedTuple):
 
 def feature_count(width: int) -> int:
     """Numbers that a network sees of a frame of `width`."""
-    return 3 * width + 2
+    return (2 + _LAGS) * width + 2
 
 
 def fit_stick(motion: Tensor, valid: Tensor) -> Params:
@@ -64,22 +68,31 @@ def fit_stick(motion: Tensor, valid: Tensor) -> Params:
 def see(scale: Params, motion: Tensor) -> Seen:
     """Frames [B, T, D] as a network sees them; frame t depends on motion[:, : t + 1] only.
 
-    Of each frame the points as seen from its hip, their velocity, their acceleration in its unit; the hip's
-    height above where it began; the unit's logarithm. Where the figure stands on the ground is not seen.
-    The unit is the root mean square acceleration, per frame squared, of the last 12 frames.
+    Of each frame the points as seen from its hip, their velocity, their last four accelerations in the
+    frame's unit (their inverse hyperbolic sine), the hip's height above where it began, and the unit's
+    logarithm. Where the figure stands on the ground is not seen. The unit is::
+
+        sqrt(mean a^2 + (0.05)^2 mean v^2 + 1e-4^2)
+
+    over points and the last 12 frames, in units a frame and a frame squared. Of the first frame, whose
+    velocity is not known, it is the training windows' velocity.
     """
     check_motion(motion)
     _, frames, width = motion.shape
     velocity = torch.cat((torch.zeros_like(motion[:, :1]), motion.diff(dim=1)), 1)
     acceleration = torch.cat((torch.zeros_like(motion[:, :2]), motion.diff(n=2, dim=1)), 1)[:, :frames]
-    unit = _unit(scale, acceleration)
+    unit = _unit(scale, velocity, acceleration)
+    bends = [
+        torch.cat((torch.zeros_like(motion[:, :age]), acceleration[:, : max(0, frames - age)]), 1)[:, :frames]
+        for age in range(_LAGS)
+    ]
     hip = motion[..., hip_columns(width)]
     height = (hip[..., 1:] - hip[:, :1, 1:]) / scale["pose"].mean()
     features = torch.cat(
         (
             _from_hip(motion) / scale["pose"],
             velocity / scale["velocity"],
-            acceleration / unit,
+            *((bend / unit).asinh() for bend in bends),
             height,
             (unit / scale["acceleration"]).log(),
         ),
@@ -89,8 +102,42 @@ def see(scale: Params, motion: Tensor) -> Seen:
 
 
 def meant(seen: Seen, out: Tensor) -> Tensor:
-    """The next frames [B, T, D] that a network's output [B, T, D] stands for; shared points agree."""
-    return seen.base + seen.unit * joined(out)
+    """The next frames [B, T, D] of a network's output: base + unit sinh(out), where shared points agree.
+
+    Outputs beyond +-9 count as 9.
+    """
+    return seen.base + seen.unit * joined(out.clamp(-_MOST, _MOST).sinh())
+
+
+def measured(seen: Seen, frames: Tensor) -> Tensor:
+    """The output [B, T, D] that stands for the next frames, asinh((frames - base) / unit)."""
+    return ((frames - seen.base) / seen.unit).asinh().clamp(-_MOST, _MOST)
+
+
+def anchor_of(scale: Params, motion: Tensor, frames: Tensor) -> Tensor:
+    """Where the next `frames` are, whatever led there from `motion`, in numbers of size one, [B, T, D].
+
+    The points as seen from the hip; in the hip's own place how far it moves along from the frame before, and
+    its height above where it began.
+    """
+    at = hip_columns(motion.shape[-1])
+    hip, after = motion[..., at], frames[..., at]
+    along = (after[..., :1] - hip[..., :1]) / scale["velocity"]
+    level = (after[..., 1:] - hip[:, :1, 1:]) / scale["pose"].mean()
+    points = _from_hip(frames) / scale["pose"]
+    return torch.cat((points[..., : at[0]], along, level, points[..., at[1] + 1 :]), -1)
+
+
+def anchored(scale: Params, motion: Tensor, anchor: Tensor) -> Tensor:
+    """The next frames [B, T, D] of an anchor: the inverse of `anchor_of`; shared points agree."""
+    at = hip_columns(motion.shape[-1])
+    hip = motion[..., at]
+    along = hip[..., :1] + scale["velocity"] * anchor[..., at[0] : at[0] + 1]
+    level = hip[:, :1, 1:] + scale["pose"].mean() * anchor[..., at[1] : at[1] + 1]
+    none = torch.zeros_like(anchor[..., :2])
+    points = torch.cat((anchor[..., : at[0]], none, anchor[..., at[1] + 1 :]), -1) * scale["pose"]
+    place = torch.cat((along, level), -1).repeat(1, 1, motion.shape[-1] // 2)
+    return place + _from_hip(joined(points))
 
 
 def joined(frames: Tensor) -> Tensor:
@@ -138,16 +185,18 @@ def _from_hip(motion: Tensor) -> Tensor:
     return motion - hip.repeat(*(1,) * (motion.ndim - 1), width // 2)
 
 
-def _unit(scale: Params, acceleration: Tensor) -> Tensor:
-    """Root mean square of the last accelerations [B, T, D], [B, T, 1]; none is known of the first two."""
-    square = acceleration.square().mean(-1)
-    frame = torch.arange(square.shape[1], device=square.device)
-    before = torch.cat((square.new_zeros(len(square), _RECENT - 1), square), 1)
-    # No running sum: what is left of it after a sprint would drown the hands of an idle figure.
-    total = before.unfold(1, _RECENT, 1).sum(-1)
-    unit = (total / (frame - 1).clamp(1, _RECENT) + FLOOR**2).sqrt()
-    unit = torch.where(frame == 0, scale["velocity"].to(unit), unit)
-    return torch.where(frame == 1, scale["acceleration"].to(unit), unit).unsqueeze(-1)
+def _unit(scale: Params, velocity: Tensor, acceleration: Tensor) -> Tensor:
+    """The unit of each frame, [B, T, 1]; see `see`."""
+    frame = torch.arange(velocity.shape[1], device=velocity.device)
+
+    def recent(x: Tensor, known: int) -> Tensor:
+        square = x.square().mean(-1)
+        before = torch.cat((square.new_zeros(len(square), _RECENT - 1), square), 1)
+        # No running sum: what is left of it after a sprint would drown the hands of an idle figure.
+        return before.unfold(1, _RECENT, 1).sum(-1) / (frame + 1 - known).clamp(1, _RECENT)
+
+    unit = (recent(acceleration, 2) + _DRIFT**2 * recent(velocity, 1) + FLOOR**2).sqrt()
+    return torch.where(frame == 0, scale["velocity"].to(unit), unit).unsqueeze(-1)
 
 
 def _rms(x: Tensor, inside: Tensor, axes: tuple[int, ...]) -> Tensor:

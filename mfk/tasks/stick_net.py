@@ -13,7 +13,7 @@ from mfk.core.config import refuse_unused
 from mfk.core.types import Model, Params
 from mfk.data.stick import ACTIONS, SEGMENTS
 from mfk.nn import StickDenoiser, StickOutput, StickTransformer
-from mfk.tasks.stick_features import feature_count, meant, see
+from mfk.tasks.stick_features import Seen, feature_count, meant, see
 
 Refinement: TypeAlias = Literal["ddpm", "meanflow"]
 
@@ -113,16 +113,34 @@ def next_frames(
         camera: [B, T, 3].
         key: [B], int64, of the dropout; None: nothing is dropped.
     """
+    seen, out = outputs(nets, params, buffers, scale, motion, text, actions, camera, key)
+    return out._replace(pose=meant(seen, out.pose[..., : nets.width]))
+
+
+def outputs(
+    nets: StickNets,
+    params: Params,
+    buffers: Params,
+    scale: Params,
+    motion: Tensor,
+    text: Tensor | None = None,
+    actions: Tensor | None = None,
+    camera: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Seen, StickOutput]:
+    """`next_frames` with the pose as the network has it, and the frames as it saw them.
+
+    Of the pose's 2 D numbers the first D are those of `meant`, the others the anchor of `anchored`.
+    """
     seen = see(scale, motion)
-    out = nets.model.apply(params, buffers, seen.features, text, actions, camera, None, key)
-    return out._replace(pose=meant(seen, out.pose))
+    return seen, nets.model.apply(params, buffers, seen.features, text, actions, camera, None, key)
 
 
 def _transformer(config: StickNetConfig, width: int) -> nn.Module:
     told = {"actions": config.condition_actions, "camera": config.condition_camera}
     net = StickTransformer(
         feature_count(width),
-        width,
+        2 * width,
         config.num_actions,
         config.embedding_dim,
         width=config.width,
@@ -131,7 +149,8 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
         dropout=config.dropout,
         conditions=[name for name, there in told.items() if there],
     )
-    # Untrained, it predicts constant velocity; a random head would be far worse, and be unlearnt first.
+    # Its pose is the correction of constant velocity and then the anchor. Untrained, both are 0; a random
+    # head would be far worse, and be unlearnt first.
     last = [m for m in net.leave["pose"].modules() if isinstance(m, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -139,4 +158,4 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
 
 
 def _denoiser(config: StickNetConfig, refine: RefineConfig, width: int) -> nn.Module:
-    return StickDenoiser(width, config.embedding_dim, given=feature_count(width), widths=refine.channels)
+    return StickDenoiser(width, config.embedding_dim, given=3 * width + 2, widths=refine.channels)

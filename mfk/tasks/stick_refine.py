@@ -53,7 +53,7 @@ def refine_loss(
         given: the prediction [B, T - 1, D], which is taken as it is.
     """
     valid = batch["valid"][:, 1:]
-    difference = (batch["motion"][:, 1:] - given) / _unit(given)
+    difference = (batch["motion"][:, 1:] - given) / _unit(given, valid)
     difference = torch.where(valid[..., None], difference, 0.0).clamp(-_MOST, _MOST)
     size = state["residual"]
     end = difference / size
@@ -104,7 +104,7 @@ def refine(
     else:
         shares = losses.signal_shares(nets.refine.noise_steps)
         end = losses.sample_ddim(lambda z, t: field(z, t, t), start, shares, nets.refine.sample_steps)
-    return given + _unit(given) * state["residual"] * joined(end.unflatten(1, given.shape[1:]))
+    return given + _unit(given, valid) * state["residual"] * joined(end.unflatten(1, given.shape[1:]))
 
 
 def _field(
@@ -112,7 +112,7 @@ def _field(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The network as a field over windows [B, (T D)] of differences; 0 in frames that do not count."""
     assert nets.denoiser is not None
-    apply, seen = nets.denoiser.apply, _features(state["scale"], given, _unit(given))
+    apply, seen = nets.denoiser.apply, _features(state["scale"], given, valid)
 
     def field(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         out = joined(
@@ -127,25 +127,32 @@ def _field(
     return field
 
 
-def _unit(given: Tensor) -> Tensor:
+def _bend(given: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Accelerations of a prediction [B, T, D], each on its middle frame, and where there is one, [B, T]."""
+    there = torch.nn.functional.pad(valid[:, :-2] & valid[:, 1:-1] & valid[:, 2:], (1, 1))
+    bend = torch.nn.functional.pad(given.diff(n=2, dim=1), (0, 0, 1, 1))
+    return torch.where(there[..., None], bend, 0.0), there
+
+
+def _unit(given: Tensor, valid: Tensor) -> Tensor:
     """Root mean square acceleration of a prediction [B, T, D] around each frame, [B, T, 1].
 
     Unlike the unit of `see` it looks ahead: where a movement begins, the frames that follow tell its size.
     """
-    bend = given.diff(n=2, dim=1).square().mean(-1)
-    bend = torch.nn.functional.pad(bend, (1, 1))
-    there = torch.nn.functional.pad(torch.ones_like(bend[:, 2:]), (1, 1))
+    bend, there = _bend(given, valid)
 
     def around(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (_AROUND, _AROUND)).unfold(1, 2 * _AROUND + 1, 1).sum(-1)
 
-    return (around(bend) / around(there).clamp(min=1) + FLOOR**2).sqrt().unsqueeze(-1)
+    square = around(bend.square().mean(-1)) / around(there.to(bend)).clamp(min=1)
+    return (square + FLOOR**2).sqrt().unsqueeze(-1)
 
 
-def _features(scale: Params, given: Tensor, unit: Tensor) -> Tensor:
-    """What the network sees of a prediction [B, T, D]: `see`'s features, accelerations on their own frame."""
-    width = given.shape[-1]
-    features = see(scale, given).features
-    bend = torch.nn.functional.pad(given.diff(n=2, dim=1), (0, 0, 1, 1)) / unit
+def _features(scale: Params, given: Tensor, valid: Tensor) -> Tensor:
+    """What the network sees of a prediction: pose, velocity and height as of `see`, and its bends."""
+    width, unit = given.shape[-1], _unit(given, valid)
+    seen = see(scale, given).features
+    bend = _bend(given, valid)[0] / unit
     size = (unit / scale["acceleration"]).log()
-    return torch.cat((features[..., : 2 * width], bend, features[..., 3 * width : -1], size), -1)
+    found = torch.cat((seen[..., : 2 * width], bend.asinh(), seen[..., -2:-1], size), -1)
+    return torch.where(valid[..., None], found, 0.0)

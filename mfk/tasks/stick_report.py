@@ -44,7 +44,7 @@ def write_report(folder: Path, rows: Sequence[ActionRow], facts: Mapping[str, An
     lines += [
         "",
         "Squared errors of the next frame's numbers, in units squared (1 unit = 0.68 m), given",
-        "the true frames before it. Actions are recognised from these alone: neither text nor actions are told.",
+        "the true frames before it. Actions are recognised from these alone: neither text nor actions told.",
         "",
     ]
     written = [folder / "report.json", folder / "report.md"]

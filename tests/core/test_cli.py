@@ -152,6 +152,9 @@ def test_the_documents_spellings_are_known() -> None:
         "--min-delta": "early-stopping-min-delta",
         "--seed": "random-seed",
         "--frame": "tip",
+        "--width": "d-model",
+        "--heads": "nhead",
+        "--layers": "num-layers",
     }
     flags = {f"--{other}": flag for flag, others in spellings.items() for other in others.split()}
     assert flags == cli.ALIASES

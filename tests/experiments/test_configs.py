@@ -7,13 +7,18 @@ from pathlib import Path
 
 import ik_runs
 import inverse_kinematics
+import irf
 import motion
 import panda
 import pytest
+import stick
+import stick_runs
+import torch
 import ur10
 import yaml
 
 from mfk.core import config
+from mfk.tasks.stick_net import stick_nets
 from mfk.train.config import in_steps
 
 CONFIGS = sorted((Path(panda.__file__).parent / "configs").glob("*.yaml"))
@@ -29,24 +34,41 @@ def test_the_documents_names_are_there() -> None:
     assert names == {
         "panda_default", "ur10_default", "quick_test", "training_defaults",
         "model_transformer", "model_mlp", "model_unet1d",
+        "stick_small", "stick_medium", "stick_large",
+        "stick_ram_8gb", "stick_ram_16gb", "stick_ram_32gb", "stick_vram_8gb", "stick_vram_16gb",
+        "baseline_mlp", "universal_A",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+# The others of stick figures take long: a dry run measures two steps with the real network.
+DRY = [file for file in CONFIGS if not file.stem.startswith("stick_") or file.stem == "stick_ram_8gb"]
+
+
+@pytest.mark.parametrize("file", DRY, ids=lambda file: file.stem)
 def test_each_loads_and_dry_runs(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name, presets = _scripts(file)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(file), "--dry-run"])
+    monkeypatch.delenv("TRAIN_DATA_PATH", raising=False)
     if file.stem.startswith("model_"):
         motion.main()
+    elif file.stem in ("baseline_mlp", "universal_A"):
+        sys.argv += ["--samples", "40"]
+        irf.main()
+    elif file.stem.startswith("stick_"):
+        sys.argv += ["--clips", "20", "--device", "cpu"]
+        stick.main()
     else:
         inverse_kinematics.main(name, presets, "A test.")
     printed = capfd.readouterr().out
     # The whole output is one YAML file, the rest being comments; each value of the file is in it.
     resolved = yaml.safe_load(printed)
-    assert _contains(resolved, yaml.safe_load(file.read_text(encoding="utf-8")))
+    said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if file.stem.startswith("stick_"):
+        said["train"]["device"] = "cpu"
+    assert _contains(resolved, said)
     assert "parameters: " in printed and "memory" in printed and "steps on cpu" in printed
     assert not list(tmp_path.iterdir())
 
@@ -77,6 +99,32 @@ def test_the_documents_numbers() -> None:
         plan = in_steps(documented.train, None)
         assert (plan.steps, plan.warmup_steps, plan.lr, plan.min_lr) == (390_700, 1_000, 1e-4, 1e-6)
         assert (plan.batch_size, plan.weight_decay, plan.betas, plan.clip) == (256, 1e-5, (0.9, 0.999), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "batch", "accumulate", "device", "parameters"),
+    [
+        ("small", (256, 6, 8), 64, 64, "auto", 7.2482e6),
+        ("medium", (384, 8, 12), 64, 32, "auto", 20.5946e6),
+        ("large", (512, 10, 16), 64, 4, "auto", 44.6184e6),
+        ("ram_8gb", (192, 4, 8), 64, 64, "auto", 3.0e6),
+        ("ram_16gb", (256, 6, 8), 64, 32, "auto", 7.2482e6),
+        ("ram_32gb", (384, 8, 12), 64, 16, "auto", 20.5946e6),
+        ("vram_8gb", (384, 8, 12), 64, 4, "cuda", 20.5946e6),
+        ("vram_16gb", (512, 10, 16), 64, 2, "cuda", 44.6184e6),
+    ],
+)
+def test_the_recipes_of_stick_figures(name, sizes, batch, accumulate, device, parameters) -> None:
+    """Read alone, as where there is no CUDA device; the recipe trains 64 windows a step."""
+    path = Path(panda.__file__).parent / "configs" / f"stick_{name}.yaml"
+    settings = config.load_yaml(stick_runs.StickRun, path, base=stick.PRESETS["default"][1])
+    net, plan = settings.net, settings.train
+    assert (net.width, net.layers, net.heads, plan.batch_size) == (*sizes, batch)
+    assert (plan.accumulate, plan.device) == (accumulate, device)
+    nets = stick_nets(settings.net, settings.diffusion, 20)
+    with torch.device("meta"):
+        counted = sum(p.numel() for p in nets.model.init(0)[0].values())
+    assert abs(counted / parameters - 1) < 0.02
 
 
 def _contains(whole: object, part: object) -> bool:

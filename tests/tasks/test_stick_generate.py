@@ -1,0 +1,212 @@
+"""Motion from text, frame by frame: with and without a cache, by a seed, from an opening."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from sticks import REFINE, TEXT, G, Made, clips
+
+from mfk.core import rng, tree
+from mfk.core.types import Rows
+from mfk.data.stick import ACTIONS, shared_point_gap
+from mfk.tasks.stick_features import anchored, hip_columns, meant
+from mfk.tasks.stick_generate import OPENING, generate, opening, openings
+from mfk.tasks.stick_net import next_frames, outputs
+from mfk.tasks.stick_refine import refine
+
+WALK, WAVE = ACTIONS.index("walk"), ACTIONS.index("wave")
+SAYING = torch.linspace(-1, 1, TEXT)
+
+
+def gentle(**more: Any) -> Made:
+    """Little off constant velocity, so that a motion stays near the ground for a while."""
+    return Made(off=0.01, **more)
+
+
+def told(*names: str, frames: int = 30) -> torch.Tensor:
+    """Actions one after another."""
+    starts = torch.arange(frames) * len(names) // frames
+    return torch.tensor([ACTIONS.index(name) for name in names])[starts]
+
+
+def first_action(made: Made) -> str:
+    return ACTIONS[int(made.scale["opening_action"][0])]
+
+
+@pytest.mark.parametrize("width", [20, 48])
+def test_with_a_cache_and_without(width: int) -> None:
+    made = gentle(width=width)
+    actions = told(first_action(made), "walk")
+    a, b = (
+        generate(made.nets, made.params, made.state, SAYING, 30, actions=actions, cached=cached)
+        for cached in (True, False)
+    )
+    assert a.motion.shape == (30, width) and bool(a.motion.isfinite().all())
+    assert float((a.motion - b.motion).abs().max()) <= 1e-5
+    assert torch.equal(a.actions, b.actions) and a.plain is None
+    assert float(shared_point_gap(a.motion).max()) < 1e-4
+
+
+def test_each_frame_is_what_the_network_says_of_those_before() -> None:
+    made = gentle()
+    found = generate(made.nets, made.params, made.state, SAYING, 15, lean=0.25, cached=False)
+    net, before = (made.params["net"], made.state["buffers"]["net"]), found.motion[None, :-1]
+    seen, raw = outputs(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
+    moved = meant(seen, raw.pose[..., :20])
+    there = anchored(made.scale, before, raw.pose[..., 20:])
+    expected = (0.75 * moved + 0.25 * there)[0]
+    torch.testing.assert_close(expected[OPENING - 1 :], found.motion[OPENING:], atol=1e-4, rtol=1e-4)
+    out = next_frames(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
+    assert torch.equal(out.pose, moved)
+    plain = generate(made.nets, made.params, made.state, SAYING, 6, lean=0).motion
+    torch.testing.assert_close(plain[5], moved[0, 4], atol=1e-5, rtol=1e-5)
+    # Where nothing is told, actions are those that the head says of each frame.
+    assert torch.equal(found.actions[1:], out.actions[0, :, :60].argmax(-1)) and int(found.actions[0]) == -1
+    assert not torch.allclose(out.pose[0, :3], found.motion[1:4], atol=1e-5)  # given, not said
+
+
+def test_text_actions_and_seed_matter_and_nothing_else() -> None:
+    made = gentle(refine=REFINE)
+    first = first_action(made)
+
+    def run(seed: int = 0, text: torch.Tensor = SAYING, **more: Any) -> torch.Tensor:
+        return generate(made.nets, made.params, made.state, text, 20, seed=seed, **more).motion
+
+    state = torch.get_rng_state()
+    before = run()
+    torch.manual_seed(5)
+    assert torch.equal(before, run())
+    torch.set_rng_state(state)
+    assert not torch.equal(before, run(seed=1)) and not torch.equal(before, run(text=-SAYING))
+    assert not torch.equal(run(actions=told(first, frames=20)), run(actions=told(first, "sit", frames=20)))
+    # One with more frames begins alike, as the noise of the refinement does not.
+    plain = gentle()
+    longer, shorter = (
+        generate(plain.nets, plain.params, plain.state, SAYING, frames).motion for frames in (20, 10)
+    )
+    torch.testing.assert_close(longer[:10], shorter, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("refinement", ["meanflow", "ddpm"])
+def test_a_refinement_leaves_the_opening(refinement: Any) -> None:
+    steps = {"noise_steps": 20, "sample_steps": 4} if refinement == "ddpm" else {}
+    made = gentle(refine=replace(REFINE, refinement=refinement, **steps))
+    found = generate(made.nets, made.params, made.state, SAYING, 21, seed=3)
+    assert found.plain is not None
+    assert torch.equal(found.motion[:OPENING], found.plain[:OPENING])
+    noise = rng.normal(rng.key(3, "refinement"), Rows.all(1), (20, 20))
+    better = refine(made.nets, made.params["refine"], made.state, found.plain[None, 1:], SAYING[None], noise)[
+        0
+    ]
+    assert torch.equal(found.motion[OPENING:], better[OPENING - 1 :])
+    assert not torch.allclose(found.motion, found.plain, atol=1e-6)
+    assert bool(found.motion.isfinite().all())
+
+
+def test_it_begins_as_a_training_clip_of_the_first_action() -> None:
+    made = gentle()
+    known = made.scale["opening_action"]
+    for action in known.unique().tolist():
+        own = made.scale["opening_motion"][known == action]
+        actions = torch.full((8,), action)
+        for seed in range(4):
+            found = generate(made.nets, made.params, made.state, SAYING, 8, seed=seed, actions=actions)
+            assert any(torch.equal(found.motion[:OPENING], x) for x in own)
+            assert torch.equal(found.actions, actions)
+
+
+def test_openings_by_hand() -> None:
+    made = clips(40, 60, actions=["walk", "wave"])
+    short = made[0]._replace(motion=made[0].motion[:4])
+    found = openings([short, *made], 0)
+    assert found["opening_motion"].shape == (16, OPENING, 20)  # eight of each
+    assert found["opening_action"].bincount()[[WALK, WAVE]].tolist() == [8, 8]
+    assert not found["opening_motion"][:, 0, hip_columns(20)[0]].any()
+    cut = torch.stack([clip.motion[:OPENING] for clip in made])
+    cut[..., 0::2] -= cut[:, :1, 2:3].clone()
+    for frames, action in zip(found["opening_motion"], found["opening_action"], strict=True):
+        at = [i for i, x in enumerate(cut) if torch.equal(x, frames)]
+        assert at and all(int(torch.as_tensor(made[i].actions)[0]) == int(action) for i in at)
+    again, other = openings([short, *made], 0), openings([short, *made], 1)
+    assert torch.equal(found["opening_motion"], again["opening_motion"])
+    assert not torch.equal(found["opening_motion"], other["opening_motion"])
+    with pytest.raises(ValueError, match="data: expected a training clip of at least 5 frames"):
+        openings([short], 0)
+
+
+def test_clips_without_labels_open_any_motion() -> None:
+    bare = [clip._replace(actions=None) for clip in clips(3)]
+    scale = openings(bare, 0)
+    assert bool((scale["opening_action"] == -1).all())
+    assert any(torch.equal(opening(scale, WALK, 0), x) for x in scale["opening_motion"])
+
+
+def test_a_network_that_is_not_told_actions() -> None:
+    made = gentle(condition_actions=False)
+    a, b = (
+        generate(made.nets, made.params, made.state, SAYING, 12, cached=cached).motion
+        for cached in (True, False)
+    )
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="actions: the network was built without condition_actions"):
+        actions = torch.full((12,), int(made.scale["opening_action"][0]))
+        generate(made.nets, made.params, made.state, SAYING, 12, actions=actions)
+
+
+def test_classes_without_a_name_are_never_said() -> None:
+    """The head may have more classes than there are actions, as the documents' recipes have."""
+    made = gentle(num_actions=64)
+    params = tree.map(lambda x: x, made.params)
+    bias = params["net"]["leave.actions.leave.bias"].clone()
+    assert len(bias) == 64
+    bias[63] += 1e3
+    params["net"]["leave.actions.leave.bias"] = bias
+    found = generate(made.nets, params, made.state, SAYING, 10)
+    assert int(found.actions.max()) < len(ACTIONS) and int(found.actions[1:].min()) >= 0
+
+
+def test_progress_is_told() -> None:
+    made, seen = gentle(), []
+    generate(made.nets, made.params, made.state, SAYING, 9, progress=lambda *x: seen.append(x))
+    assert seen == [(t, 9) for t in range(2, 10)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": OPENING}, "frames: expected an int > 5, got 5"),
+        ({"frames": -30}, "frames: expected an int > 5"),
+        ({"frames": 30.0}, "frames: expected an int > 5"),
+        ({"lean": 1.5}, r"lean: expected a share in \[0, 1\], got 1.5"),
+        ({"text": torch.zeros(7)}, r"text: expected the shape \(16,\), got \(7,\)"),
+        ({"actions": torch.zeros(29).long()}, r"actions: expected int64 of the shape \(30,\)"),
+        ({"actions": torch.zeros(30)}, r"actions: expected int64 of the shape \(30,\)"),
+        ({"actions": torch.full((30,), 60)}, r"actions: expected places in ACTIONS, 0 to 59, or -1"),
+        ({"actions": torch.full((30,), -2)}, r"actions: expected places in ACTIONS"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
+    made = gentle()
+    arguments = {"text": SAYING, "frames": 30, **change}
+    with pytest.raises(ValueError, match=message):
+        generate(made.nets, made.params, made.state, **arguments)
+
+
+def test_an_action_without_an_opening_is_named() -> None:
+    made = gentle()
+    known = {ACTIONS[a] for a in made.scale["opening_action"].tolist()}
+    other = next(name for name in ACTIONS if name not in known)
+    with pytest.raises(
+        ValueError, match=f"actions: expected to begin with .*{first_action(made)}.* '{other}'"
+    ):
+        generate(made.nets, made.params, made.state, SAYING, 30, actions=told(other))
+
+
+def test_a_network_with_random_numbers_stays_finite() -> None:
+    """Whatever it says: a frame is never further off than the unit allows, and the unit has a floor."""
+    made = Made(off=0.3)
+    found = generate(made.nets, made.params, made.state, torch.randn(TEXT, generator=G(0)), 12)
+    assert bool(found.motion.isfinite().all())
