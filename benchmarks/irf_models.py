@@ -1,13 +1,14 @@
 """Emulators of impulse responses: NRMSE on economies that were held out, beside the documents' MLP.
 
-Claims, with 10,000 samples of each world, 8,000 of them trained on: the network of a world has an NRMSE of at
-most 0.05 for each shock and variable of var, of at most 0.18 for lss, and of at most half the documents' MLP's
-for nk; one network for all three worlds has at most 1.5 times a world's own.
+Claims, with 10,000 samples of each world, 8,000 of them trained on: the network of a world has an NRMSE of
+at most 0.05 for each shock and variable of var, of at most 0.18 for lss, and of at most half the documents'
+MLP's for nk; one network for all three worlds has at most 1.5 times a world's own.
 
 The documents' MLP has 256, 128 and 64 units and emulates one shock from the parameters as they stand; it is
 trained with what they lacked: parameters and responses standardised, a learning rate of 1e-3 to its end. Its
-figures are of nk's three shocks, and of the first of the others. The emulators are experiments/irf.py's presets
-nk, var, lss and universal; they see reshaped parameters (mfk/tasks/irf_coordinates.py), and run no recursion.
+figures are of nk's three shocks, and of the first of the others. The emulators are experiments/irf.py's
+presets nk, var, lss and universal; they see reshaped parameters (mfk/tasks/irf_coordinates.py), and run no
+recursion.
 
     python benchmarks/irf_models.py [--threads N] [--runs DIR] [--out FILE]
 
@@ -31,8 +32,9 @@ from timing import Check, facts, report, write
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = (
-    "baseline_mlp", "--lr", "1e-3", "--min-lr", "1e-5", "--epochs", "60", "--lambda-smooth", "0", "--patience",
-    "None", "--patience-unit", "validations", "--min-delta", "0", "--validate-every-epochs", "5",
+    "baseline_mlp", "--lr", "1e-3", "--min-lr", "1e-5", "--epochs", "60", "--lambda-smooth", "0",
+    "--patience", "None", "--patience-unit", "validations", "--min-delta", "0",
+    "--validate-every-epochs", "5",
 )  # fmt: skip
 BASELINES = (("nk", 0), ("nk", 1), ("nk", 2), ("var", 0), ("lss", 0))
 LIMITS = {"var": 0.05, "lss": 0.18}

@@ -1,7 +1,7 @@
 """Emulators of impulse responses beside their solvers: responses a second, and the error, on one core.
 
-Claim: for nk, 10,000 economies at once, a small emulator answers at least 50 times as fast as the usual way to
-solve such a model, an ordered QZ decomposition for each economy and its recursion (benchmarks/worlds.py).
+Claim: for nk, 10,000 economies at once, a small emulator answers at least 50 times as fast as the usual way
+to solve such a model, an ordered QZ decomposition for each economy and its recursion (benchmarks/worlds.py).
 
 Beside it, without a claim: `mfk.data.worlds`' own solvers, which are closed forms, batched, in float64, and
 are themselves that much faster than the usual way; the presets' emulators, eager and compiled (`mfk.jit`);
@@ -28,11 +28,11 @@ from worlds import BLOCK, by_qz
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from irf_runs import settings_of, trained  # noqa: E402
+from irf_runs import settings_of, trained
 
-from mfk.core import jit  # noqa: E402
-from mfk.data.worlds import WORLDS, draw_theta  # noqa: E402
-from mfk.tasks.irf_emulator import emulator  # noqa: E402
+from mfk.core import jit
+from mfk.data.worlds import WORLDS, draw_theta
+from mfk.tasks.irf_emulator import emulator
 
 ROWS, FEW, LIMIT = 10_000, 200, 1 / 50
 SMALL = ("nk", "--trunk-dim", "64", "--trunk-layers", "1", "--batch-size", "128")

@@ -32,8 +32,8 @@ def irf_models(results: Results) -> list[str]:
                 ]
             )
     heads = [
-        "world", "network", *SPLITS.values(), "interpolation, worst", *(f"{x}, flagged" for x in SPLITS.values()),
-        "s in all",
+        "world", "network", *SPLITS.values(), "interpolation, worst",
+        *(f"{x}, flagged" for x in SPLITS.values()), "s in all",
     ]  # fmt: skip
     words = dict.fromkeys(" ".join(run["words"]) for _, run in runs)
     return [

@@ -68,7 +68,8 @@ class UniversalResponseNet(nn.Module):
     response k of every world a token s_k (the documents' shock token)::
 
         c = SiLU(Linear(token_w) + Σ_p x_p a_p)
-        h = SiLU(Linear(c)), then for each block  h + Linear(SiLU((1 + scale(token_w)) Linear(h) + shift(token_w)))
+        h = SiLU(Linear(c)), then for each block b
+        h = h + Linear(SiLU((1 + scale_b(token_w)) Linear(h) + shift_b(token_w)))
         y_k = Linear(SiLU((1 + scale(s_k)) Linear(h) + shift(s_k)))       [H + 1, V]
 
     Exchanging two parameters' values changes the result, as their identities differ; exchanging their places

@@ -19,7 +19,6 @@ from mfk.tasks.irf_coordinates import Coordinates
 from mfk.tasks.irf_data import filled
 from mfk.tasks.irf_net import IRFNets
 
-
 _KEPT = 0.99  # of the moving mean of a world's loss, a step
 
 

@@ -214,6 +214,24 @@ def test_the_networks_derivative_against_differences() -> None:
     assert torch.allclose(with_it - without, by_hand, rtol=2e-3)
 
 
+def test_balanced_worlds_by_hand() -> None:
+    plain, made = Made(), Made(balance=True)
+    batch = made.rows("nk", "lss")  # none of var
+    recent = torch.tensor([0.5, 3.0, 0.01])
+    state = made.state | {"recent": recent}
+    each = [plain.value(plain.params, plain.rows(name)) for name in ("nk", "lss")]
+    total, weight, aux = made.task.loss(made.params, state, batch, made.params)
+    assert torch.allclose(total, each[0] / 0.5 + each[1] / 0.01, rtol=1e-5) and float(weight) == 8
+    moved = torch.stack((0.495 + 0.01 * each[0] / 4, recent[1], 0.0099 + 0.01 * each[1] / 4))
+    assert torch.allclose(aux.state["recent"], moved, rtol=1e-5)
+    # What is carried is data to the gradient.
+    slope = grad(lambda p: made.task.loss(p, state, batch, p)[0])(made.params)
+    theirs = [grad(plain.value)(plain.params, plain.rows(name)) for name in ("nk", "lss")]
+    expected = tree.map(lambda a, b: a / 0.5 + b / 0.01, *theirs)
+    error = tree.global_norm(tree.map(torch.sub, slope, expected)) / tree.global_norm(expected)
+    assert float(error) < 1e-5
+
+
 def test_draws_do_not_depend_on_the_split_of_a_batch() -> None:
     made = Made(sobolev=1.0)
     batch = made.rows(*ALL)
