@@ -160,7 +160,7 @@ def filled(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def validation_batches(nets: IRFNets, data: IRFData) -> list[Batch]:
-    """The validation split, each world's rows by themselves."""
+    """The validation split, world by world, some rows at a time."""
     whole = rows_of(nets, data.samples["val"])
     return [
         {name: x[first : first + _ROWS] for name, x in whole.items()}

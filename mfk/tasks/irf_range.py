@@ -37,9 +37,11 @@ def outside(world: World, number: int, scale: Params, theta: Tensor) -> Outside:
     low, high = (scale[name][number, : theta.shape[-1]].double() for name in ("theta_low", "theta_high"))
     slack = _SLACK * (high - low) + 1e-12
     beyond = (theta < low - slack) | (theta > high + slack) | ~theta.isfinite()  # [N, P]
-    valid = world.valid(theta)
-    # What has no solution has no statistics; a row that was trained on stands in.
-    some = torch.where(valid.unsqueeze(-1), theta, torch.tensor(world.parameters.defaults).double())
+    # Eigenvalues of NaN raise, and what has no solution has no statistics: the defaults stand in.
+    stand_in = theta.new_tensor(world.parameters.defaults)
+    finite = theta.isfinite().all(-1)
+    valid = world.valid(torch.where(finite.unsqueeze(-1), theta, stand_in)) & finite
+    some = torch.where(valid.unsqueeze(-1), theta, stand_in)
     statistics = torch.stack(
         [getattr(world, name)(some) for name in ("persistence", "volatility", "slice")], -1
     )
@@ -54,15 +56,16 @@ def outside(world: World, number: int, scale: Params, theta: Tensor) -> Outside:
     )
     corner = (ranks.amin(0) > scale["joint"][number]) & valid
     labels = ("persistence", "volatility", world.held_out)
-    reasons: list[list[str]] = []
-    for row in range(len(theta)):
+    flag = ~valid | beyond.any(-1) | odd.any(-1) | corner
+    reasons: list[list[str]] = [[] for _ in range(len(theta))]
+    for row in flag.nonzero().flatten().tolist():
         why = [] if bool(valid[row]) else ["no stable solution"]
         why += _named(world.parameters.names, theta[row], beyond[row], low, high)
         why += _named(labels, statistics[row], odd[row], least, most)
         if bool(corner[row]) and not bool(odd[row].any()):
             why.append("persistence and volatility higher together than in any training sample")
-        reasons.append(list(dict.fromkeys(why)))
-    return Outside(~valid | beyond.any(-1) | odd.any(-1) | corner, reasons)
+        reasons[row] = list(dict.fromkeys(why))
+    return Outside(flag, reasons)
 
 
 def _named(names: Sequence[str], values: Tensor, bad: Tensor, low: Tensor, high: Tensor) -> list[str]:

@@ -320,6 +320,10 @@ def test_what_is_out_of_range() -> None:
     assert any(why.startswith("phi_pi 4 outside [") for why in told.reasons[0])
     assert "no stable solution" in told.reasons[1]
     for number, name in enumerate(ALL):
+        empty = made.data.samples["train"][name].theta[:2].clone()
+        empty[1, 5] = torch.nan
+        assert irf_range.outside(WORLDS[name], number, made.scale, empty).flag.tolist() == [False, True]
+    for number, name in enumerate(ALL):
         for split in ("test_extrapolation_slice", "test_extrapolation_corner"):
             theta = made.data.samples[split][name].theta
             assert irf_range.outside(WORLDS[name], number, made.scale, theta).flag.all(), (name, split)
