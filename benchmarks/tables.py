@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from irf_tables import irf_models, irf_speed
 from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
 from table_lines import Results, claims, machine, table
 
@@ -345,6 +346,8 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         stick_models,
         stick_refine,
         stick_memory,
+        irf_models,
+        irf_speed,
     )
 }
 

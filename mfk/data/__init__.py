@@ -6,6 +6,9 @@ from mfk.data.bvh_text import BvhHeader
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
+from mfk.data.irf_dataset import IRFDataset, collate_mixed_worlds, collate_single_world
+from mfk.data.irf_generate import GeneratedIRF, generate_irf
+from mfk.data.irf_splits import SPLITS, split_samples
 from mfk.data.loader import LoaderConfig, batches_from, batches_of, row_order, split_rows
 from mfk.data.motion import Clip, MotionInfo, MotionRows, MotionSource, Skeleton, Space, Up, clip_starts
 from mfk.data.motion_batches import WindowConfig, motion_batches
@@ -59,6 +62,7 @@ __all__ = [
     "GRAVITIES",
     "GRAVITY",
     "SEGMENTS",
+    "SPLITS",
     "UNIT",
     "AugmentConfig",
     "AutoregressiveWindows",
@@ -66,11 +70,13 @@ __all__ = [
     "BvhHeader",
     "Clip",
     "Generated",
+    "GeneratedIRF",
     "IKDataConfig",
     "IKFile",
     "IKPaths",
     "IKRows",
     "IKSamples",
+    "IRFDataset",
     "LoaderConfig",
     "MotionInfo",
     "MotionRows",
@@ -94,6 +100,8 @@ __all__ = [
     "check_augment",
     "check_stick",
     "clip_starts",
+    "collate_mixed_worlds",
+    "collate_single_world",
     "draw_ik",
     "drop_found",
     "embed_text",
@@ -101,6 +109,7 @@ __all__ = [
     "five_segments",
     "frame_velocities",
     "generate_ik",
+    "generate_irf",
     "generate_stick",
     "hash_text",
     "held_out_clips",
@@ -130,6 +139,7 @@ __all__ = [
     "shared_point_gap",
     "shift_stick",
     "split_rows",
+    "split_samples",
     "split_segments",
     "stick_frames",
     "stick_from_bvh",

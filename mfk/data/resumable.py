@@ -19,7 +19,10 @@ from mfk.data.tensor_writer import Layout, seal, write_rows
 Settings = Mapping[str, str | int | float]
 """What the rows of a file depend on, by name."""
 
-_PART, _RECORD, _LOCK = "rows", "record.json", ".lock"  # the files in the folder
+LOCK = ".lock"
+"""The file in a work folder that tells whether a process holds it."""
+
+_PART, _RECORD = "rows", "record.json"  # the other files in the folder
 
 
 class _Job(NamedTuple):
@@ -70,12 +73,52 @@ def write_resumably(
         raise _taken(path)
     _check_folder(job.work)
     _check_space(job)
-    with _held(job):
+    with held(job.path, job.work):
         found = _rows_found(job)
         if not os.path.lexists(path):
             _fill(job, found, block, draw, progress)
         _remove(job.work)
     return found
+
+
+@contextmanager
+def held(path: Path, work: Path) -> Iterator[None]:
+    """Hold the folder `work`, made if need be, for this process, which writes `path`.
+
+    The lock goes with the process, however it ends.
+
+    Raises:
+        FileExistsError: another process holds it. OSError: the folder cannot be made.
+    """
+    import fcntl
+
+    busy = FileExistsError(f"{path}: another process is writing it. Wait for it, or give another name.")
+    lock = work / LOCK
+    try:
+        work.mkdir(exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise OSError(f"{work}: cannot make this folder for the work: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        # Between our open and our lock the other process may have finished and removed the folder.
+        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))):
+            raise busy
+        yield
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, as far as its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems cannot; they keep what they are told anyhow.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fill(
@@ -113,7 +156,7 @@ def _fill(
         raise _taken(job.path)
     with _explained(job):
         part.rename(job.path)
-        _sync_folder(job.path.parent)
+        sync_folder(job.path.parent)
 
 
 def _rows_found(job: _Job) -> int:
@@ -164,29 +207,6 @@ def _read_record(record: Path) -> tuple[int, dict[str, object]]:
 
 
 @contextmanager
-def _held(job: _Job) -> Iterator[None]:
-    """Hold the folder, made if need be, for this process; the lock goes with the process, however it ends."""
-    import fcntl
-
-    busy = FileExistsError(f"{job.path}: another process is writing it. Wait for it, or give another name.")
-    lock = job.work / _LOCK
-    try:
-        job.work.mkdir(exist_ok=True)
-        file = lock.open("a")
-    except OSError as error:
-        raise OSError(f"{job.work}: cannot make this folder for the work: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        # Between our open and our lock the other process may have finished and removed the folder.
-        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))):
-            raise busy
-        yield
-
-
-@contextmanager
 def _explained(job: _Job) -> Iterator[None]:
     try:
         yield
@@ -200,7 +220,7 @@ def _explained(job: _Job) -> Iterator[None]:
 def _check_folder(work: Path) -> None:
     """Refuse a folder that is somebody else's, before a lock is put into it."""
     try:
-        names = set(os.listdir(work)) - {_PART, _RECORD, _LOCK}
+        names = set(os.listdir(work)) - {_PART, _RECORD, LOCK}
     except (FileNotFoundError, NotADirectoryError):
         return
     strange = sorted(name for name in names if not name.startswith(f".{_RECORD}."))
@@ -222,21 +242,11 @@ def _check_space(job: _Job) -> None:
 
 def _remove(work: Path) -> None:
     # The record last: as long as it is there, the same settings find out that the file is complete.
-    for name in (_LOCK, _RECORD):
+    for name in (LOCK, _RECORD):
         (work / name).unlink(missing_ok=True)
     # A second process may have come in; it will find the file complete, and remove the folder.
     with suppress(OSError):
         work.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some file systems cannot; they keep what they are told anyhow.
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _taken(path: Path) -> FileExistsError:

@@ -15,6 +15,14 @@ from mfk.losses.fields import FieldTerms
 from mfk.losses.finite_difference import finite_difference_terms, meanflow_finite_difference
 from mfk.losses.flow import MeanFlowTerms, flow_matching, meanflow, meanflow_residual, meanflow_terms
 from mfk.losses.guidance import guided, guided_velocity
+from mfk.losses.horizon import (
+    horizon_absolute_error,
+    horizon_squared_error,
+    horizon_weights,
+    own_shocks,
+    smoothness,
+    sum_shocks,
+)
 from mfk.losses.improved import improved_meanflow, improved_meanflow_terms
 from mfk.losses.motion import (
     finite_difference_velocity,
@@ -60,6 +68,9 @@ __all__ = [
     "gravity_in_flight",
     "guided",
     "guided_velocity",
+    "horizon_absolute_error",
+    "horizon_squared_error",
+    "horizon_weights",
     "improved_meanflow",
     "improved_meanflow_terms",
     "in_flight",
@@ -72,6 +83,7 @@ __all__ = [
     "meanflow_residual",
     "meanflow_terms",
     "on_torus",
+    "own_shocks",
     "quaternion_distance",
     "quaternion_norm",
     "sample",
@@ -82,11 +94,13 @@ __all__ = [
     "shortcut_terms",
     "signal_shares",
     "smooth_l1_error",
+    "smoothness",
     "split_meanflow",
     "split_meanflow_terms",
     "split_times",
     "squared_error",
     "step_weights",
+    "sum_shocks",
     "teacher_ratio",
     "terminal_velocity",
     "terminal_velocity_terms",

@@ -2,6 +2,8 @@
 
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
+from mfk.nn.irf_baselines import PerWorldNet, PooledResponseMLP, ResponseGRU, ResponseMLP
+from mfk.nn.irf_emulator import ResponseNet, UniversalResponseNet
 from mfk.nn.keyed_dropout import dropout
 from mfk.nn.motion_mlp import MotionMLP
 from mfk.nn.root_mean_square import RMSNorm
@@ -19,7 +21,12 @@ __all__ = [
     "MeanFlowNet",
     "MotionMLP",
     "MotionTransformer",
+    "PerWorldNet",
+    "PooledResponseMLP",
     "RMSNorm",
+    "ResponseGRU",
+    "ResponseMLP",
+    "ResponseNet",
     "SelfAttention",
     "StickCache",
     "StickDenoiser",
@@ -28,6 +35,7 @@ __all__ = [
     "StickTransformer",
     "SwiGLU",
     "UNet1D",
+    "UniversalResponseNet",
     "apply_rotary",
     "attention",
     "dropout",

@@ -8,6 +8,13 @@ from mfk.tasks import (
     ik_pretrained,
     ik_report,
     ik_solve,
+    irf,
+    irf_data,
+    irf_measure,
+    irf_net,
+    irf_query,
+    irf_range,
+    irf_report,
     motion,
     motion_data,
     motion_export,
@@ -16,6 +23,7 @@ from mfk.tasks import (
     motion_report,
 )
 from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
+from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.motion_animation import animate
 from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 
@@ -24,6 +32,7 @@ __all__ = [
     "animate",
     "contact_sheet",
     "draw_stick",
+    "emulator",
     "ik",
     "ik_compare",
     "ik_export",
@@ -31,6 +40,13 @@ __all__ = [
     "ik_pretrained",
     "ik_report",
     "ik_solve",
+    "irf",
+    "irf_data",
+    "irf_measure",
+    "irf_net",
+    "irf_query",
+    "irf_range",
+    "irf_report",
     "load_ik",
     "motion",
     "motion_data",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ik_runs
 import inverse_kinematics
+import irf
 import motion
 import panda
 import pytest
@@ -35,6 +36,7 @@ def test_the_documents_names_are_there() -> None:
         "model_transformer", "model_mlp", "model_unet1d",
         "stick_small", "stick_medium", "stick_large",
         "stick_ram_8gb", "stick_ram_16gb", "stick_ram_32gb", "stick_vram_8gb", "stick_vram_16gb",
+        "baseline_mlp", "universal_A",
     }  # fmt: skip
 
 
@@ -52,6 +54,9 @@ def test_each_loads_and_dry_runs(
     monkeypatch.delenv("TRAIN_DATA_PATH", raising=False)
     if file.stem.startswith("model_"):
         motion.main()
+    elif file.stem in ("baseline_mlp", "universal_A"):
+        sys.argv += ["--samples", "40"]
+        irf.main()
     elif file.stem.startswith("stick_"):
         sys.argv += ["--clips", "20", "--device", "cpu"]
         stick.main()

@@ -1,0 +1,153 @@
+"""What can be done beside training an emulator: make a data set, evaluate, ask for responses."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from irf_runs import report, settings_of, trained
+
+from mfk import train
+from mfk.data import generate_irf
+from mfk.data.worlds import OBSERVABLES, WORLDS
+from mfk.tasks import irf_data
+from mfk.tasks.irf_query import ask
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw, solve and simulate economies, and write them as a data set."""
+
+    root: Path
+    """Folder of the data set; it must not exist. Unfinished work lies beside it and is gone on with."""
+    worlds: tuple[str, ...] = ("nk", "var", "lss")
+    """Names of the worlds."""
+    samples: int = 10_000
+    """Of each world."""
+    seed: int = 42
+    """Of all draws and of what is held out."""
+    workers: int = 1
+    """Processes."""
+    version: str = "1.0.0"
+    """Of the data set, three numbers with points."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Repeat the report with a trained emulator."""
+
+    checkpoint: Path
+    """Folder of a run, such as outputs/irf/latest, or of one of its checkpoints."""
+    data: Path | None = None
+    """Another data set than that of the run."""
+    out: Path | None = None
+    """Folder of the report; None: evaluation/ in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Print an economy's emulated responses, with a warning where it is out of the training's range."""
+
+    checkpoint: Path
+    """Folder of a run, or of one of its checkpoints."""
+    world: str = "nk"
+    """Name of the world."""
+    theta: tuple[str, ...] = ()
+    """Parameters that differ from the world's defaults: phi_pi=2.0 kappa=0.05."""
+    periods: int = 9
+    """Periods to print."""
+    out: Path | None = None
+    """CSV file for all periods, beside the exact responses."""
+
+
+COMMANDS = {
+    "generate": ("make a data set", Generate),
+    "evaluate": ("repeat the report with a trained emulator", Evaluate),
+    "ask": ("responses of an economy", Ask),
+}
+
+
+def command(given: Generate | Evaluate | Ask) -> None:
+    """Do it."""
+    if isinstance(given, Generate):
+        made = generate_irf(
+            given.root, given.worlds, samples=given.samples, seed=given.seed, workers=given.workers,
+            version=given.version, git_hash=_git_hash(), progress=_progress,
+        )  # fmt: skip
+        found = f", {made.found:,} of them found" if made.found else ""
+        print(f"wrote {made.root}: {made.samples:,} samples of {', '.join(given.worlds)}{found}")
+    elif isinstance(given, Evaluate):
+        settings = settings_of(given.checkpoint)
+        run = train.run_of(given.checkpoint)
+        if given.data is None:
+            train.check_same_data(run, irf_data.data_record(settings.data))
+            chosen = settings.data
+        else:
+            chosen = replace(settings.data, data=given.data, samples=irf_data.IRFDataConfig.samples)
+        data = irf_data.open_irf(chosen, settings.data_seed)
+        out = given.out or run / "evaluation"
+        report(settings, data, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
+    else:
+        _ask(given)
+
+
+def _ask(given: Ask) -> None:
+    settings = settings_of(given.checkpoint)
+    nets, found = trained(settings, given.checkpoint)
+    names = [world.name for world in nets.worlds]
+    if given.world not in names:
+        raise ValueError(f"world: expected one of {', '.join(names)}, got {given.world!r}")
+    if given.periods < 1:
+        raise ValueError(f"periods: expected at least 1, got {given.periods}")
+    world = WORLDS[given.world]
+    theta = torch.tensor([world.parameters.defaults], dtype=torch.float64)
+    for text in given.theta:
+        name, _, value = text.partition("=")
+        try:
+            theta[0, world.parameters.names.index(name)] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"theta: expected NAME=NUMBER, names {', '.join(world.parameters.names)}; got {text!r}"
+            ) from None
+    answer = ask(nets, found.members, given.world, theta, warn=False)
+    for reason in answer.reasons[0]:
+        print(f"warning: out of the training's range: {reason}", file=sys.stderr)
+    k = nets.config.shock
+    shocks = world.shocks.names if k is None else (world.shocks.names[k],)
+    for s, shock in enumerate(shocks):
+        print(f"{shock}\nperiod " + " ".join(f"{name:>11}" for name in OBSERVABLES))
+        for h in range(min(given.periods, nets.horizon + 1)):
+            numbers = " ".join(f"{float(x):11.3e}" for x in answer.irf[0, s, h])
+            print(f"{h:6d} {numbers}")
+    if given.out is not None:
+        solved = bool(world.valid(theta).all())
+        exact = world.irf(theta, nets.horizon)[0] if solved else torch.full(answer.irf.shape[1:], torch.nan)
+        exact = exact if k is None or not solved else exact[k : k + 1]
+        with given.out.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["shock", "period", "variable", "emulated", "exact"])
+            for s, shock in enumerate(shocks):
+                for h in range(nets.horizon + 1):
+                    for v, variable in enumerate(OBSERVABLES):
+                        rows.writerow(
+                            [shock, h, variable, float(answer.irf[0, s, h, v]), float(exact[s, h, v])]
+                        )
+        print(f"wrote {given.out}")
+
+
+def _git_hash() -> str:
+    """Of the working tree that this script lies in; "unknown" outside of one."""
+    try:
+        words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _progress(done: int, total: int) -> None:
+    end = "" if done < total else "\n"
+    print(f"\r{done:,}/{total:,} samples\x1b[K", end=end, file=sys.stderr, flush=True)

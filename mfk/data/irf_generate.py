@@ -1,0 +1,319 @@
+"""Data sets of impulse responses, made block by block in a folder beside them: the same bytes for a seed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mfk.core.files import write_atomically
+from mfk.core.types import describe
+from mfk.data.irf_layout import (
+    NO_DATE,
+    PERIODS,
+    chunk_files,
+    describe_data_set,
+    lay_out_arrays,
+    sync_file,
+)
+from mfk.data.irf_splits import LEAST, split_samples
+from mfk.data.resumable import LOCK, held, sync_folder
+from mfk.data.worlds import WORLDS, World, draw_shocks, draw_theta, manifest
+
+BLOCK = 1000
+"""Samples made at a time, and in a chunk. The last bits of some worlds depend on it, so it is no option."""
+
+_RECORD, _DATA, _DONE = "record.json", "data", "done"  # what is in the folder of unfinished work
+
+
+class GeneratedIRF(NamedTuple):
+    """A finished data set."""
+
+    root: Path
+    samples: int  # of all worlds
+    found: int  # samples that an earlier, unfinished call had left
+
+
+class _Block(NamedTuple):
+    """Some samples of a world, for a process to make."""
+
+    work: Path
+    world: World
+    number: int
+    rows: int  # that are kept
+    size: int  # that are drawn
+    seed: int
+
+
+def generate_irf(
+    root: Path | str,
+    worlds: Sequence[str | World] = ("nk", "var", "lss"),
+    *,
+    samples: int = 10_000,
+    seed: int = 42,
+    workers: int = 1,
+    version: str = "1.0.0",
+    created_at: str = NO_DATE,
+    git_hash: str = "unknown",
+    progress: Callable[[int, int], None] = lambda done, samples: None,
+) -> GeneratedIRF:
+    """Draw parameters from each world's prior, solve it, simulate it, and write what comes out.
+
+    Sample i of a world depends on (seed, world, i) alone, whatever the number of samples, worlds or workers.
+    Its responses are those of the parameters as stored, in float32, computed in float64.
+
+    The data set appears complete or not at all. Unfinished work lies in the folder ``<root>.parts``; after an
+    error, Ctrl-C or kill -9 the same call goes on with it, to the same bytes. These are given by the
+    arguments, the versions of torch, NumPy and zarr, and the CPU's vector instructions.
+
+    Args:
+        root: folder of the data set; it must not exist. Those above it are made.
+        worlds: names of `WORLDS`, or worlds of your own.
+        samples: of each world, N >= 6.
+        seed: of all draws and of the splits.
+        workers: processes; with more than one, a script must guard its start by ``__name__``.
+        version: of the data set, three numbers with points.
+        created_at: date for the manifest, ISO 8601.
+        git_hash: for the manifest.
+        progress: called with (samples there, samples in all) at the start and after each block.
+
+    Raises:
+        ValueError: a bad setting, an unknown world, or a work folder that is damaged or of other settings.
+        FileExistsError: `root` exists, or another process is writing it.
+        OSError: the disk is full, or the folder cannot be written to; what is done is kept.
+    """
+    chosen = _check(worlds, samples, seed, workers, version)
+    root = Path(os.path.abspath(root))
+    work = root.with_name(root.name + ".parts")
+    settings = _settings(chosen, samples, seed)
+    record = {"settings": settings, "version": version, "created_at": created_at, "git_hash": git_hash}
+    if os.path.lexists(root) and not work.is_dir():
+        raise _taken(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    _check_folder(work)
+    with held(root, work):
+        record = _keep_record(root, work, record)
+        blocks = [
+            _Block(work, world, number, min(BLOCK, samples - first), BLOCK, seed)
+            for world in chosen
+            for number, first in enumerate(range(0, samples, BLOCK))
+        ]
+        total = samples * len(chosen)
+        complete = os.path.lexists(root)  # all that was left to do was to remove the folder
+        missing = [] if complete else [block for block in blocks if not _found(block)]
+        found = total - sum(block.rows for block in missing)
+        if not complete:
+            for world in chosen:
+                lay_out_arrays(work / _DATA / world.name, world, samples, BLOCK)
+            done = found
+            progress(done, total)
+            for rows in _made(missing, workers):
+                done += rows
+                progress(done, total)
+            _finish(root, work, chosen, samples, seed, record)
+        _remove(work)
+    return GeneratedIRF(root, total, found)
+
+
+def make_samples(world: World, seed: int, rows: range) -> dict[str, np.ndarray]:
+    """The arrays of some samples by name, float32; see `mfk.data.irf_layout`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what a sum is may depend on it
+    try:
+        theta = draw_theta(world, seed, rows).float().double()
+        shocks = draw_shocks(world, seed, rows, PERIODS).float().double()
+        arrays = {
+            "theta": theta,
+            "irfs": world.irf(theta),
+            "trajectories": world.simulate(theta, shocks),
+            "shocks": shocks,
+        }
+    finally:
+        torch.set_num_threads(threads)
+    for name, values in arrays.items():
+        if not bool(values.isfinite().all()):
+            bad = int((~values.flatten(1).isfinite()).any(-1).nonzero()[0])
+            raise ValueError(f"world {world.name}: {name} of sample {rows[bad]} is not finite")
+    return {name: values.float().numpy() for name, values in arrays.items()}
+
+
+def _check(worlds: Sequence[str | World], samples: int, seed: int, workers: int, version: str) -> list[World]:
+    for name, value, least in (("samples", samples, LEAST), ("workers", workers, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an int >= {least}, got {describe(value)}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed: expected an int, got {describe(seed)}")
+    if not (isinstance(version, str) and [part.isdecimal() for part in version.split(".")] == 3 * [True]):
+        raise ValueError(
+            f"version: expected three numbers with points, such as 1.0.0, got {describe(version)}"
+        )
+    if isinstance(worlds, str) or not worlds:
+        raise ValueError(f"worlds: expected at least one world in a list, got {describe(worlds)}")
+    chosen = []
+    for world in worlds:
+        if not isinstance(world, World) and world not in WORLDS:
+            raise ValueError(
+                f"worlds: expected worlds or names of {', '.join(WORLDS)}, got {describe(world)}"
+            )
+        chosen.append(world if isinstance(world, World) else WORLDS[world])
+    names = [world.name for world in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"worlds: expected each world once, got {', '.join(names)}")
+    return chosen
+
+
+def _settings(worlds: list[World], samples: int, seed: int) -> dict[str, Any]:
+    """What the numbers depend on, by the names under which a user knows it."""
+    import zarr
+
+    return {
+        "worlds": ", ".join(world.name for world in worlds),
+        "samples": samples,
+        "seed": seed,
+        "block": BLOCK,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the work: that of the call which began it, if its settings are ours."""
+    path = work / _RECORD
+    if not path.exists():
+        if os.path.lexists(root):
+            _remove(work)
+            raise _taken(root)
+        # Of a call that was killed before it had a record. The folder of the data is there from now on until
+        # it becomes `root`.
+        shutil.rmtree(work / _DATA, ignore_errors=True)
+        (work / _DATA).mkdir()
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        return record
+    try:
+        kept = json.loads(path.read_bytes())
+        settings = kept["settings"]
+        if not (isinstance(settings, dict) and kept.keys() == record.keys()):
+            raise ValueError(f"expected {', '.join(record)}, got {describe(kept)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error}. To begin again, delete the folder {work}.") from None
+    ours = record["settings"]
+    changed = [name for name in {**settings, **ours} if settings.get(name) != ours.get(name)]
+    if os.path.lexists(root) and (changed or (work / _DATA).exists()):
+        raise _taken(root)
+    if changed:
+        changes = ", ".join(f"{name} {settings.get(name)} -> {ours.get(name)}" for name in changed)
+        raise ValueError(
+            f"{work}: holds unfinished work of other settings ({changes}). Give the settings that it was "
+            f"started with, or another root. To begin again, delete the folder {work}."
+        )
+    return kept
+
+
+def _made(blocks: list[_Block], workers: int) -> Iterator[int]:
+    """Make the blocks; yields the number of rows of each as it is there."""
+    if workers == 1 or len(blocks) < 2:
+        for block in blocks:
+            yield _make(block)
+        return
+    # Not forked: zarr and torch have threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(blocks)), mp_context=context)
+    try:
+        for future in as_completed([pool.submit(_make, block) for block in blocks]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make(block: _Block) -> int:
+    """Make and write a block; it counts once its files are on the disk and its mark is set."""
+    import zarr
+
+    first = block.number * block.size
+    folder = block.work / _DATA / block.world.name
+    for name, values in make_samples(block.world, block.seed, range(first, first + block.size)).items():
+        array: Any = zarr.open_array(folder / f"{name}.zarr", mode="r+")
+        array[first : first + block.rows] = values[: block.rows]
+    for path in chunk_files(folder, block.number):
+        sync_file(path)
+    mark = _mark(block)
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    sync_folder(mark.parent)
+    return block.rows
+
+
+def _found(block: _Block) -> bool:
+    """Whether an earlier call made this block."""
+    if not _mark(block).exists():
+        return False
+    for path in chunk_files(block.work / _DATA / block.world.name, block.number):
+        if not path.exists():
+            raise ValueError(
+                f"{path}: was made before and is gone. To begin again, delete the folder {block.work}."
+            )
+    return True
+
+
+def _mark(block: _Block) -> Path:
+    return block.work / _DONE / f"{block.world.name}.{block.number}"
+
+
+def _finish(
+    root: Path, work: Path, worlds: list[World], samples: int, seed: int, record: dict[str, Any]
+) -> None:
+    """Write splits and manifest, and let the data set appear."""
+    import zarr
+
+    simulators = {}
+    for world in worlds:
+        folder = work / _DATA / world.name
+        theta = np.asarray(zarr.open_array(folder / "theta.zarr", mode="r")[:])
+        split = split_samples(world, torch.from_numpy(theta).double(), seed)
+        write_atomically(folder / "splits.json", json.dumps(split.samples) + "\n")
+        simulators[world.name] = {"n_samples": samples, **manifest(world), "held_out": split.held_out}
+    made_by = {name: value for name, value in record["settings"].items() if name != "worlds"}
+    text = describe_data_set(simulators, record, seed, made_by)
+    write_atomically(work / _DATA / "manifest.json", text)
+    if os.path.lexists(root):
+        raise _taken(root)
+    (work / _DATA).rename(root)
+    sync_folder(root.parent)
+
+
+def _check_folder(work: Path) -> None:
+    """Refuse a folder that is somebody else's, before a lock is put into it."""
+    names = set(os.listdir(work)) if work.is_dir() else set()
+    strange = [
+        name for name in sorted(names - {_RECORD, _DATA, _DONE, LOCK}) if not name.startswith(f".{_RECORD}.")
+    ]
+    if strange:
+        raise ValueError(
+            f"{work}: expected a folder of unfinished work, got {', '.join(strange[:3])} in it. "
+            "Move the folder away, or give another root."
+        )
+
+
+def _remove(work: Path) -> None:
+    shutil.rmtree(work / _DONE, ignore_errors=True)
+    # The record last: as long as it is there, the same settings find out that the data set is complete.
+    for name in (LOCK, _RECORD):
+        (work / name).unlink(missing_ok=True)
+    # A second process may have come in; it will find the data set complete, and remove the folder.
+    with suppress(OSError):
+        work.rmdir()
+
+
+def _taken(root: Path) -> FileExistsError:
+    return FileExistsError(f"{root}: exists already. Delete it, or give another root.")

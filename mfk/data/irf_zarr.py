@@ -1,0 +1,145 @@
+"""A world's folder, read: two Zarr arrays, v2 or v3, chunk by chunk, and the numbers of a split."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mfk.core.types import describe
+
+
+class WorldFiles(NamedTuple):
+    """What a data set holds of a world; nothing is read yet but the shapes and the split."""
+
+    theta: Any  # zarr.Array [N, P]
+    irfs: Any  # zarr.Array [N, S, H + 1, 3]
+    samples: np.ndarray  # int64 [n]: those of the split, in the order of the file
+    manifest: dict[str, Any]  # what manifest.json says of the world
+
+
+def open_world(root: Path, world_id: str, split: str, manifest: dict[str, Any]) -> WorldFiles:
+    """Open the arrays of a world and read which samples are in the split.
+
+    Raises:
+        ValueError: an unknown world or split, arrays of other dimensions than each other or the manifest, or
+            a file that cannot be understood. FileNotFoundError: a file is missing.
+    """
+    folder = root / world_id
+    if world_id not in manifest or not folder.is_dir():
+        there = ", ".join(name for name in manifest if (root / name).is_dir()) or "none"
+        raise ValueError(f"world_ids: {root} has no world {world_id!r}; it has {there}")
+    theta, irfs = open_array(folder / "theta.zarr", 2), open_array(folder / "irfs.zarr", 4)
+    if irfs.shape[3] != 3 or irfs.shape[2] < 2:
+        raise ValueError(f"{folder / 'irfs.zarr'}: expected a shape [N, S, H + 1, 3], got {irfs.shape}")
+    if theta.shape[0] != irfs.shape[0]:
+        raise ValueError(
+            f"{folder}: expected as many responses as parameters, got {irfs.shape[0]} samples in irfs.zarr "
+            f"and {theta.shape[0]} in theta.zarr"
+        )
+    told = manifest[world_id] if isinstance(manifest[world_id], dict) else {}
+    for key, array, found in (("param_manifest", "theta", theta), ("shock_manifest", "irfs", irfs)):
+        names = told.get(key, {}).get("names")
+        if names is not None and len(names) != found.shape[1]:
+            raise ValueError(
+                f"{folder / array}.zarr: expected {len(names)} numbers along axis 1, as many as the {key} of "
+                f"{root / 'manifest.json'} names, got the shape {found.shape}"
+            )
+    return WorldFiles(theta, irfs, read_split(folder / "splits.json", split, theta.shape[0]), told)
+
+
+def open_array(path: Path, dimensions: int) -> Any:
+    """A Zarr array of numbers with so many axes, open for reading."""
+    import zarr
+
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such array")
+    try:
+        array = zarr.open_array(path, mode="r")
+    except Exception as error:  # zarr and its codecs raise of every kind
+        raise ValueError(f"{path}: cannot be read as a Zarr array: {_reason(error)}") from error
+    if array.ndim != dimensions or 0 in array.shape:
+        raise ValueError(f"{path}: expected {dimensions} axes, none of them empty, got {array.shape}")
+    if array.shards is not None:
+        # zarr takes the rest of a shard that was cut for zeros, and says nothing.
+        raise ValueError(f"{path}: expected chunks in a file each, got shards of {array.shards}")
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{path}: expected float32 or float64, got {array.dtype}")
+    return array
+
+
+def read_split(path: Path, split: str, samples: int) -> np.ndarray:
+    """The sample numbers of a split, int64, each of them once and below `samples`."""
+    splits = read_json(path)
+    if split not in splits:
+        raise ValueError(f"split: {path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    numbers = np.asarray(splits[split])
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind != "i"):
+        raise ValueError(
+            f"{path}: expected a list of sample numbers in {split!r}, got {describe(splits[split])}"
+        )
+    numbers = numbers.astype(np.int64)
+    outside = numbers[(numbers < 0) | (numbers >= samples)]
+    if outside.size or len(np.unique(numbers)) < len(numbers):
+        what = f"sample {outside[0]} of {samples}" if outside.size else "a sample twice"
+        raise ValueError(
+            f"{path}: expected each number once, from 0 to {samples - 1}, in {split!r}, got {what}"
+        )
+    return numbers
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {describe(data)}")
+    return data
+
+
+def read_chunk(path: Path, array: Any, number: int) -> np.ndarray:
+    """The samples of a chunk, float32 [rows, ...].
+
+    Raises:
+        ValueError: its file is missing (which zarr would read as zeros), cut or damaged, or holds a number
+            that is not finite.
+    """
+    rest = [range(-(-size // extent)) for size, extent in zip(array.shape[1:], array.chunks[1:], strict=True)]
+    for index in itertools.product([number], *rest):
+        file = path / array.metadata.encode_chunk_key(index)
+        if not file.is_file():
+            raise ValueError(f"{file}: this chunk of the array is missing")
+        _check_blosc(file, array)
+    first = number * array.chunks[0]
+    try:
+        rows = np.asarray(array[first : first + array.chunks[0]], dtype=np.float32)
+    except Exception as error:  # zarr and its codecs raise of every kind
+        raise ValueError(f"{path}: chunk {number} is cut or damaged: {_reason(error)}") from error
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(1)
+    if not finite.all():
+        raise ValueError(f"{path}: sample {first + int(np.argmin(finite))} holds a number that is not finite")
+    return rows
+
+
+def _check_blosc(file: Path, array: Any) -> None:
+    """Blosc reads on past the end of a chunk that was cut; its header tells how long it ought to be."""
+    if not (array.compressors and type(array.compressors[-1]).__name__.startswith("Blosc")):
+        return
+    with file.open("rb") as stream:
+        header = stream.read(16)
+    size, expected = file.stat().st_size, int.from_bytes(header[12:], "little")
+    if len(header) < 16 or size != expected:
+        raise ValueError(
+            f"{file}: this chunk is cut or damaged: it has {size} bytes, by its header {expected}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

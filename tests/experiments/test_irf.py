@@ -1,0 +1,172 @@
+"""experiments/irf.py as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import irf as script
+import irf_runs
+import pytest
+import torch
+import yaml
+
+from mfk import train
+from mfk.core import config
+from mfk.data import IRFDataset
+from mfk.data.worlds import WORLDS
+from mfk.tasks.irf_net import irf_nets
+
+pytestmark = pytest.mark.fast
+
+CONFIGS = Path(script.__file__).parent / "configs"
+TINY = [
+    "quick", "--trunk-dim", "8", "--trunk-layers", "1", "--samples", "40", "--epochs", "3",
+    "--warmup-epochs", "1", "--batch-size", "32", "--validate-every-epochs", "1", "--threads", "1",
+]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["irf.py", *words])
+    try:
+        script.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    """A run's history without what depends on the clock."""
+    clock = ("time", "train/samples_per_second")
+    return [{k: x for k, x in r.items() if k not in clock} for r in train.read_history(folder)]
+
+
+def test_from_a_data_set_to_a_report_and_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "--root", "v1", "--worlds", "nk", "lss", "--samples", "40"]
+    assert run(monkeypatch, *words) == 0
+    assert "wrote" in capsys.readouterr().out and len(IRFDataset("v1", ["nk"])) == 32
+    words = [word for word in TINY if word not in ("--samples", "40")]
+    words += ["--data", "v1", "--worlds", "nk", "lss", "--out", "run"]
+    assert run(monkeypatch, *words) == 0
+    report = json.loads(Path("run/report.json").read_text(encoding="utf-8"))
+    assert len(report["results"]) == 3 * 3 * (3 + 2) and len(report["splits"]) == 3 * 2
+    assert {r["split"] for r in report["splits"]} == {
+        "test_interpolation", "test_extrapolation_slice", "test_extrapolation_corner",
+    }  # fmt: skip
+    assert all(len(r["by_period"]) == 41 for r in report["results"])
+    for name in ("report.md", "responses_nk.png", "responses_lss.png", "data.txt", "history.jsonl"):
+        assert (Path("run") / name).stat().st_size > 0
+    # Evaluated again to the same figures; on a changed data set not at all.
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run") == 0
+    again = json.loads(Path("run/evaluation/report.json").read_text(encoding="utf-8"))
+    assert again["results"] == report["results"] and again["splits"] == report["splits"]
+    capsys.readouterr()
+    manifest = Path("v1/manifest.json")
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run") == 2
+    assert "changed since the run began" in capsys.readouterr().err
+    # A query in range, and one that is not.
+    words = ["ask", "--checkpoint", "run", "--world", "nk", "--theta", "phi_pi=3.6", "--out", "a.csv"]
+    assert run(monkeypatch, *words) == 0
+    printed = capsys.readouterr()
+    assert "monetary" in printed.out and "warning: out of the training's range: phi_pi 3.6" in printed.err
+    with Path("a.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    theta = torch.tensor(WORLDS["nk"].parameters.defaults, dtype=torch.float64)
+    theta[3] = 3.6
+    assert len(rows) == 3 * 41 * 3
+    assert float(rows[4]["exact"]) == pytest.approx(float(WORLDS["nk"].irf(theta)[0, 1, 1]), rel=1e-12)
+    assert run(monkeypatch, "ask", "--checkpoint", "run", "--theta", "phi=1") == 2
+    assert "theta: expected NAME=NUMBER" in capsys.readouterr().err
+    assert run(monkeypatch, "ask", "--checkpoint", "run", "--world", "var") == 2
+    assert "world: expected one of nk, lss, got 'var'" in capsys.readouterr().err
+
+
+def test_one_seed_twice_is_one_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*TINY, "--worlds", "lss", "--sobolev", "0.1", "--no-plots"]
+    for name in ("a", "b"):
+        assert run(monkeypatch, *words, "--out", str(tmp_path / name)) == 0
+    assert run(monkeypatch, *words, "--seed", "1", "--out", str(tmp_path / "c")) == 0
+    a, b, c = (figures(tmp_path / name) for name in "abc")
+    assert a == b and a != c
+    reports = [json.loads((tmp_path / name / "report.json").read_text())["results"] for name in "ab"]
+    assert reports[0] == reports[1]
+    found = [irf_runs.trained(irf_runs.settings_of(tmp_path / name), tmp_path / name)[1] for name in "ab"]
+    ours, theirs = (one.members[0][0] for one in found)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_ensemble_says_how_sure_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*TINY, "--worlds", "nk", "--members", "2", "--no-plots", "--out", str(tmp_path / "run")]
+    assert run(monkeypatch, *words) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert all(0 < r["covered"] < 1 for r in report["splits"])
+    assert "2 of them" in report["facts"]["network"]
+
+
+@pytest.mark.parametrize("arch", ["universal", "pooled"])
+def test_one_network_for_all(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*TINY, "--arch", arch, "--no-plots", "--out", str(tmp_path / "run")]
+    if arch == "pooled":
+        words += ["--trunk-dim", "256", "--trunk-layers", "3", "--widths", "8"]
+    assert run(monkeypatch, *words) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert len(report["splits"]) == 9
+
+
+@pytest.mark.parametrize("name", ["baseline_mlp", "universal_A"])
+def test_the_documents_configurations(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = CONFIGS / f"{name}.yaml"
+    default, preset = script.PRESETS["default"][1], script.PRESETS[name][1]
+    assert config.load_yaml(irf_runs.IRFRun, file, base=default) == preset
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "--config", str(file), "--samples", "40", "--dry-run") == 0
+    printed = capfd.readouterr().out
+    assert yaml.safe_load(printed)["net"]["arch"] == preset.net.arch and "parameters: " in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_documents_numbers() -> None:
+    preset = script.PRESETS["baseline_mlp"][1]
+    nets = irf_nets(preset.net, [WORLDS[name] for name in preset.data.worlds], 40)
+    assert sum(p.numel() for p in nets.model.init(0)[0].values()) == 167_409
+    t = preset.train
+    assert (t.lr, t.weight_decay, t.batch_size, t.epochs, t.clip, t.warmup_epochs) == (
+        1e-4,
+        0.01,
+        64,
+        100,
+        1.0,
+        5,
+    )
+    assert (t.patience, t.min_delta, t.checkpoint_every_epochs, t.log_every, t.seed) == (10, 1e-4, 10, 50, 42)
+    assert t.min_lr == pytest.approx(0.01 * t.lr)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--worlds", "nk", "rbc"], "worlds: expected names of nk, var, lss, got 'rbc'"),
+        (["--samples", "3"], "samples: expected at least 6, got 3"),
+        (["--data", "nowhere", "--samples", "10000"], "zarr_root: there is no folder nowhere"),
+        (["evaluate", "--checkpoint", "nowhere"], "nowhere is not the folder of a run"),
+        (["generate", "--root", "v1", "--worlds", "rbc"], "worlds: expected worlds or names of nk, var, lss"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *words) == 2
+    assert what in capsys.readouterr().err
