@@ -40,6 +40,8 @@ class StickLossConfig:
     """Weight of the cross-entropy of the environment."""
     diffusion: float = 0.1
     """Weight of the refinement's loss."""
+    jitter: float = 4.0
+    """Weight of the third differences of the refinement's error, see `refine_loss`."""
     noisy_share: float = 0.5
     """Share of the windows that are seen with noise, as if they were predictions."""
     noise: tuple[float, float] = (1e-5, 1e-2)
@@ -81,6 +83,7 @@ def check_stick(config: StickConfig, nets: StickNets) -> None:
         "physics",
         "environment",
         "diffusion",
+        "jitter",
         "consistency",
         "gravity",
     ):
@@ -174,7 +177,9 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
         rows, metrics, motion = _window_loss(nets, settings, params, state, batch)
         if nets.denoiser is not None:
             given = motion.detach()
-            refined, state = stick_refine.refine_loss(nets, params["refine"], state, batch, given)
+            refined, state = stick_refine.refine_loss(
+                nets, params["refine"], state, batch, given, settings.jitter
+            )
             rows = rows + settings.diffusion * refined
             metrics["refine"] = refined.sum()
         return rows.sum(), rows.new_full((), len(rows)), Aux(state, metrics)

@@ -52,8 +52,10 @@ class RefineConfig:
     """Channels of each level."""
     noise_steps: int = 1_000
     """ddpm: steps of the noise's schedule, beta from 1e-4 to 0.02."""
-    sample_steps: int = 50
+    sample_steps: int = 10
     """ddpm: evaluations of the network."""
+    temperature: float = 0.0
+    """Share of the noise that a motion is made from; 0: none, the likeliest motion; 1: a sample."""
 
 
 class StickNets(NamedTuple):
@@ -78,12 +80,14 @@ def stick_nets(config: StickNetConfig, refine: RefineConfig, width: int) -> Stic
         raise ValueError(
             f"num_actions: expected at least the {len(ACTIONS)} there are, got {config.num_actions}"
         )
-    refuse_unused(refine, refine.enabled, "refinement", "channels")
+    refuse_unused(refine, refine.enabled, "refinement", "channels", "temperature")
     refuse_unused(refine, refine.enabled and refine.refinement == "ddpm", "noise_steps", "sample_steps")
     if not 1 <= refine.sample_steps <= refine.noise_steps:
         raise ValueError(
             f"sample_steps: expected 1 to noise_steps, {refine.noise_steps}, got {refine.sample_steps}"
         )
+    if not 0 <= refine.temperature <= 1:
+        raise ValueError(f"temperature: expected a share in [0, 1], got {refine.temperature!r}")
     model = stateless(partial(_transformer, config, width))
     denoiser = stateless(partial(_denoiser, config, refine, width)) if refine.enabled else None
     return StickNets(model, denoiser, width, config, refine)

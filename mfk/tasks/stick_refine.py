@@ -38,13 +38,14 @@ def draw_noise(nets: StickNets, times: TimeConfig, seed: int, step: int, rows: R
 
 
 def refine_loss(
-    nets: StickNets, params: Params, state: Tree, batch: Batch, given: Tensor
+    nets: StickNets, params: Params, state: Tree, batch: Batch, given: Tensor, jitter: float = 4.0
 ) -> tuple[Tensor, Tree]:
     """The loss of each window [B], a mean over its numbers, and the state with the difference's size.
 
     meanflow: the MeanFlow error of the rows with an end time and the flow-matching error of the others;
-    ddpm: the squared error of v = √a noise - √(1 - a) end, a the signal's share. A window that is seen
-    with noise counts for nothing.
+    ddpm: the error of v = √a noise - √(1 - a) end, a the signal's share. An error e counts as
+    ‖e‖² + jitter ‖Δ³e‖² / 20: third differences of white noise are of 20 times its variance. (As a norm of
+    the error it leaves the optimum where it is.) A window that is seen with noise counts for nothing.
 
     Args:
         nets: as of `stick_nets`, with a refinement.
@@ -52,6 +53,7 @@ def refine_loss(
         state: of the task.
         batch: as `draw` of the task leaves it.
         given: the prediction [B, T - 1, D], which is taken as it is.
+        jitter: weight of the errors' third differences.
     """
     valid = batch["valid"][:, 1:]
     if "noise" in batch:
@@ -75,7 +77,7 @@ def refine_loss(
         z = losses.add_noise(end, start, share)
         t = ((batch["s"] + 1).to(z.dtype) / nets.refine.noise_steps)[:, None]
         # The error of the network's own output, see `_field`.
-        squared = ((field(z, t, t) - start).square() / share).sum(-1) / numbers
+        squared = _squared((field(z, t, t) - start) / share.sqrt(), valid, jitter) / numbers
         return squared, state | {"residual": new}
     r, t = batch["r"], batch["t"]
     v = end - start
@@ -83,10 +85,12 @@ def refine_loss(
     parts = []
     if n:
         few = _field(nets, params, state, given[:n], batch["text"][:n], valid[:n])
-        parts.append(losses.meanflow_terms(few, z[:n], v[:n], r[:n], t).squared_error)
+        terms = losses.meanflow_terms(few, z[:n], v[:n], r[:n], t)
+        error = terms.value - (v[:n] + (t - r[:n]) * terms.rate).detach()
+        parts.append(_squared(error, valid[:n], jitter))
     if n < len(z):
         rest = _field(nets, params, state, given[n:], batch["text"][n:], valid[n:])
-        parts.append(losses.flow_matching(rest, z[n:], v[n:], r[n:]))
+        parts.append(_squared(rest(z[n:], r[n:], r[n:]) - v[n:], valid[n:], jitter))
     squared = torch.cat(parts) / numbers
     return losses.adaptive_weight(squared, 1e-2, 0.5) * squared, state | {"residual": new}
 
@@ -96,7 +100,8 @@ def refine(
 ) -> Tensor:
     """Motion [B, T, D] in place of the prediction `given`, from standard normal `noise` alike.
 
-    meanflow: one evaluation of the network; ddpm: `sample_steps`, deterministic ones.
+    The start is the noise times `temperature`; of 0 it is the same for every noise. meanflow: one evaluation
+    of the network; ddpm: `sample_steps`, deterministic ones.
 
     Raises:
         ValueError: the networks have no refinement.
@@ -105,13 +110,21 @@ def refine(
         raise ValueError("refinement: expected networks with one (diffusion.enabled), got none")
     valid = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
     field = _field(nets, params, state, given, text, valid)
-    start = joined(noise).flatten(1)
+    start = nets.refine.temperature * joined(noise).flatten(1)
     if nets.refine.refinement == "meanflow":
         end = losses.sample(field, start)
     else:
         shares = losses.signal_shares(nets.refine.noise_steps)
         end = losses.sample_ddim(lambda z, t: field(z, t, t), start, shares, nets.refine.sample_steps)
     return given + _unit(given, valid) * state["residual"] * joined(end.unflatten(1, given.shape[1:]))
+
+
+def _squared(error: Tensor, valid: Tensor, jitter: float) -> Tensor:
+    """‖e‖² + jitter ‖Δ³e‖² / 20 of errors [B, (T D)], which are 0 in frames that do not count, [B]."""
+    error = error.unflatten(1, (valid.shape[1], -1))
+    there = valid[:, 3:] & valid[:, 2:-1] & valid[:, 1:-2] & valid[:, :-3]
+    third = torch.where(there[..., None], error.diff(n=3, dim=1), 0.0)
+    return error.square().sum((1, 2)) + jitter / 20 * third.square().sum((1, 2))
 
 
 def _field(

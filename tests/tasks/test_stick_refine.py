@@ -92,6 +92,40 @@ def test_a_perfect_network_has_no_loss(config: RefineConfig) -> None:
     assert float(refine_loss(wrong, {}, state, batch, given)[0].min()) > 1e-3
 
 
+def test_jitter_counts_the_third_differences_of_the_error() -> None:
+    made, batch, given = case(DDPM)
+    batch["valid"][:] = True
+    batch["valid"][2, 8:] = False
+    nets = with_network(made.nets, lambda z, t: torch.zeros_like(z))
+    plain, more, most = (refine_loss(nets, {}, made.state, batch, given, w)[0] for w in (0.0, 1.0, 3.0))
+    torch.testing.assert_close(most - plain, 3 * (more - plain))
+    # The network says 0, so that its error is what it was to say.
+    valid = batch["valid"][:, 1:]
+    share = losses.signal_shares(DDPM.noise_steps)[batch["s"]][:, None, None]
+    end = ((batch["motion"][:, 1:] - given) / stick_refine._unit(given, valid)).clamp(-5, 5)
+    error = share.sqrt() * joined(batch["refine_noise"]) - (1 - share).sqrt() * end / made.state["residual"]
+    for row, frames in ((1, error.shape[1]), (2, 7)):
+        e = error[row, :frames]
+        third = e[3:] - 3 * e[2:-1] + 3 * e[1:-2] - e[:-3]
+        torch.testing.assert_close(plain[row], e.square().mean(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            (more - plain)[row], third.square().sum() / 20 / e.numel(), rtol=1e-4, atol=0
+        )
+
+
+@BOTH
+def test_temperature_is_the_share_of_the_noise(config: RefineConfig) -> None:
+    made, batch, given = case(config)
+    a, b = (torch.randn(given.shape, generator=G(seed)) for seed in (4, 5))
+
+    def made_of(noise: Tensor, temperature: float) -> Tensor:
+        nets = made.nets._replace(refine=replace(config, temperature=temperature))
+        return refine(nets, made.params["refine"], made.state, given, batch["text"], noise)
+
+    assert torch.equal(made_of(a, 0.0), made_of(b, 0.0)) and not torch.equal(made_of(a, 1.0), made_of(b, 1.0))
+    torch.testing.assert_close(made_of(a, 0.5), made_of(0.5 * a, 1.0))
+
+
 @BOTH
 def test_no_gradient_flows_into_the_transformer(config: RefineConfig) -> None:
     strong, none = (
@@ -138,7 +172,7 @@ def test_windows_that_stand_off_are_not_refined(config: RefineConfig) -> None:
 
 @BOTH
 def test_refined_figures_hold_together_and_are_repeatable(config: RefineConfig) -> None:
-    made, batch, given = case(config)
+    made, batch, given = case(replace(config, temperature=1.0))
     noise = torch.randn(given.shape, generator=G(0))
     a, b = (
         refine(made.nets, made.params["refine"], made.state, given, batch["text"], noise) for _ in range(2)
