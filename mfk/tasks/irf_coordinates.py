@@ -90,9 +90,8 @@ def _nk(theta: Tensor) -> Described:
 
 def _var(theta: Tensor) -> Described:
     first, second = theta[..., 3:12].unflatten(-1, (3, 3)), theta[..., 12:21].unflatten(-1, (3, 3))
-    rows, columns = torch.tril_indices(3, 3, device="cpu").tolist()
     zero, entries = torch.zeros_like(theta[..., 0]), theta[..., 21:].unbind(-1)
-    lower = {(i, j): x for i, j, x in zip(rows, columns, entries, strict=True)}
+    lower = dict(zip(((i, j) for i in range(3) for j in range(i + 1)), entries, strict=True))
     factor = torch.stack([lower.get((i, j), zero) for i in range(3) for j in range(3)], -1).unflatten(
         -1, (3, 3)
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mfk.core import jit
 from mfk.data.worlds import WORLDS, draw_theta
 from mfk.tasks.irf_coordinates import characteristic, coordinates
 
@@ -98,3 +99,11 @@ def test_raw_is_theta_as_it_stands() -> None:
     # A world of one's own has a free basis, so that it can stand beside others.
     strange = WORLDS["var"]._replace(name="strange")
     assert coordinates(strange, "world").coefficients == 9
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_coordinates_compile(name: str) -> None:
+    theta, own = draw_theta(WORLDS[name], 0, range(5)), coordinates(WORLDS[name], "world")
+    eager = [x for x in own.of(theta) if x is not None]
+    compiled = jit(lambda rows: tuple(x for x in own.of(rows) if x is not None))(theta)
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(compiled, eager, strict=True))
