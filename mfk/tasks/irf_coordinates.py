@@ -47,11 +47,13 @@ class Coordinates(NamedTuple):
     of: Callable[[Tensor], Described]  # theta [..., P] -> described, of theta's dtype
     features: int  # F
     coefficients: int | None  # K; None: no basis
+    each: bool  # whether the basis says no more than which shock and variable a coefficient is
 
 
 def coordinates(world: World, kind: Kind) -> Coordinates:
     """The coordinates of a world."""
     of = _OWN.get(world.name) if kind == "world" else None
+    each = kind == "world" and (of is None or of is _nk)
     if of is None:
         shocks, basis = len(world.shocks.names), kind == "world"
 
@@ -61,7 +63,9 @@ def coordinates(world: World, kind: Kind) -> Coordinates:
 
         of = raw
     example = of(torch.tensor(world.parameters.defaults, dtype=torch.float64, device="cpu"))
-    return Coordinates(of, example.x.shape[-1], None if example.basis is None else example.basis.shape[-3])
+    return Coordinates(
+        of, example.x.shape[-1], None if example.basis is None else example.basis.shape[-3], each
+    )
 
 
 def characteristic(matrix: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:
 
     cuda = any(x.device.type == "cuda" for x in fakes)
     try:
-        with _settings(cuda), torch.no_grad():
+        with _settings(cuda), torch.no_grad(), warnings.catch_warnings():
+            # Of one part of torch to another, and no one else.
+            warnings.filterwarnings("ignore", r"`torch\._prims_common", FutureWarning)
             compiled: Any = compile_fx(graph, list(fakes))
     except Exception as error:
         reason = _missing_compiler(error)
