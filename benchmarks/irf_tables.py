@@ -63,3 +63,49 @@ def irf_speed(results: Results) -> list[str]:
         "",
         *claims(results["claims"]),
     ]
+
+
+def irf_estimate(results: Results) -> list[str]:
+    """A table of optima and times, by the network."""
+    found = results["estimates"]
+    ways = [("solver", next(iter(found.values()))["solver"])]
+    ways += [(f"emulator, {name}", one["emulator"]) for name, one in found.items()]
+    rows = [
+        [
+            name,
+            *(f"{x:.4g}" for x in way["theta"].values()),
+            f"{way['exact_distance']:.3f}",
+            f"{way['seconds_draws']:.2f}",
+            f"{way['seconds_search']:.2f} ({way['evaluations']})",
+        ]
+        for name, way in ways
+    ]
+    first = ways[0][1]
+    heads = [
+        "through", *first["theta"], "exact distance", f"s, {first['draws']:,} draws",
+        f"s, {len(first['starts'])} searches (evaluations)",
+    ]  # fmt: skip
+    one = next(iter(found.values()))
+    return [
+        machine(results["versions"]),
+        "",
+        f"{one['target']}: {one['numbers']} numbers.",
+        "",
+        *table(heads, rows, left=1),
+        "",
+        *claims(results["claims"]),
+    ]
+
+
+def worlds(results: Results) -> list[str]:
+    """A table of solutions a second."""
+    rows = [
+        [row["case"], f"{row['per_second']:,.0f}", f"{row['microseconds']:.2f}"] for row in results["rows"]
+    ]
+    return [
+        machine(results["facts"]),
+        "",
+        *table(["case", "solutions a second", "us each"], rows, left=1),
+        "",
+        *claims(results["checks"]),
+    ]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from irf_tables import irf_models, irf_speed
+from irf_tables import irf_estimate, irf_models, irf_speed, worlds
 from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
 from table_lines import Results, claims, machine, table
 
@@ -346,8 +346,10 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         stick_models,
         stick_refine,
         stick_memory,
+        worlds,
         irf_models,
         irf_speed,
+        irf_estimate,
     )
 }
 

@@ -6,6 +6,7 @@ python experiments/irf.py universal --data datasets/v1               # one netwo
 python experiments/irf.py --config experiments/configs/baseline_mlp.yaml
 python experiments/irf.py evaluate --checkpoint outputs/irf/latest
 python experiments/irf.py ask --checkpoint outputs/irf/latest --world nk --theta phi_pi=2.0 kappa=0.05
+python experiments/irf.py estimate --checkpoint outputs/irf/latest       # nk fitted to US data
 """
 
 from __future__ import annotations

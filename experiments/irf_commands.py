@@ -1,4 +1,4 @@
-"""What can be done beside training an emulator: make a data set, evaluate, ask for responses."""
+"""What can be done beside training an emulator: make a data set, evaluate, ask for responses, estimate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from irf_estimation import EstimateNK, estimate
 from irf_runs import report, settings_of, trained
 
 from mfk import train
@@ -68,10 +69,11 @@ COMMANDS = {
     "generate": ("make a data set", Generate),
     "evaluate": ("repeat the report with a trained emulator", Evaluate),
     "ask": ("responses of an economy", Ask),
+    "estimate": ("fit nk to US data through the emulator and the solver", EstimateNK),
 }
 
 
-def command(given: Generate | Evaluate | Ask) -> None:
+def command(given: Generate | Evaluate | Ask | EstimateNK) -> None:
     """Do it."""
     if isinstance(given, Generate):
         made = generate_irf(
@@ -91,6 +93,8 @@ def command(given: Generate | Evaluate | Ask) -> None:
         data = irf_data.open_irf(chosen, settings.data_seed)
         out = given.out or run / "evaluation"
         report(settings, data, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
+    elif isinstance(given, EstimateNK):
+        estimate(given)
     else:
         _ask(given)
 

@@ -1,4 +1,4 @@
-"""The report of an emulator: tables by world, shock, variable and split, and pictures of responses."""
+"""The report of an emulator: tables by world, shock, variable and split; pictures of responses, estimates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mfk.core.files import write_atomically
 from mfk.core.types import Params, Tree
@@ -118,3 +120,42 @@ def draw_responses(
         figure.savefig(path, dpi=110)
         written.append(path)
     return written
+
+
+def draw_estimates(
+    path: Path, response: Tensor, deviation: Tensor, fitted: Mapping[str, Tensor], words: str
+) -> Path:
+    """Draw measured responses with bands of two deviations, and what was fitted to them.
+
+    Args:
+        path: PNG file.
+        response: measured, [H + 1, V].
+        deviation: of it, [H + 1, V]; inf where nothing was measured.
+        fitted: responses [H + 1, V] by name.
+        words: the title.
+
+    Raises:
+        ModuleNotFoundError: Matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(OBSERVABLES), 2.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(OBSERVABLES), squeeze=False)[0]
+    periods = list(range(len(response)))
+    for v, variable in enumerate(OBSERVABLES):
+        middle, band = 100 * response[:, v], 200 * deviation[:, v].nan_to_num(0.0, posinf=0.0)
+        axes[v].fill_between(periods, (middle - band).numpy(), (middle + band).numpy(), alpha=0.2)
+        axes[v].plot(periods, middle.numpy(), "k", linewidth=1.0, label="measured")
+        for k, (name, made) in enumerate(fitted.items()):
+            style = {"linewidth": 2.5 - 1.3 * k, "color": f"C{k}", "linestyle": "-" if k == 0 else "--"}
+            axes[v].plot(periods, 100 * made[:, v].numpy(), label=f"exact, through the {name}", **style)
+        axes[v].axhline(0, color="0.7", linewidth=0.6)
+        axes[v].set_title(f"{variable}, %", fontsize=9)
+        axes[v].set_xlabel("quarter")
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.suptitle(words, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path

@@ -170,3 +170,35 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *words) == 2
     assert what in capsys.readouterr().err
+
+
+def test_an_estimate_through_the_emulator_and_the_solver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("statsmodels")
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *TINY, "--worlds", "nk", "--no-plots", "--out", "run") == 0
+    words = [
+        "estimate",
+        "--checkpoint",
+        "run",
+        "--draws",
+        "64",
+        "--starts",
+        "2",
+        "--free",
+        "kappa",
+        "sigma_m",
+    ]
+    assert run(monkeypatch, *words) == 0
+    assert "exact J at the emulator's optimum" in capsys.readouterr().out
+    found = json.loads(Path("run/estimate/estimate.json").read_text(encoding="utf-8"))
+    assert found["ratio"] >= 1 - 1e-9 and found["numbers"] == 61
+    assert found["ratio"] == found["emulator"]["exact_distance"] / found["solver"]["exact_distance"]
+    assert set(found["solver"]["theta"]) == {"kappa", "sigma_m"}
+    assert Path("run/estimate/estimate.png").stat().st_size > 0
+    assert run(monkeypatch, *words[:3], "--free", "kapa") == 2
+    assert "free: expected some of sigma" in capsys.readouterr().err
+    assert run(monkeypatch, *TINY, "--worlds", "lss", "--no-plots", "--out", "other") == 0
+    assert run(monkeypatch, "estimate", "--checkpoint", "other") == 2
+    assert "checkpoint: expected a run that knows nk" in capsys.readouterr().err
