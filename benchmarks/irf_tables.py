@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from table_lines import Results, claims, machine, table
 
 SPLITS = {
@@ -15,6 +17,7 @@ def irf_models(results: Results) -> list[str]:
     """A table of errors by world and split, and one of each shock and variable."""
     runs = [("documents' MLP", run) for run in results["documented"]]
     runs += [("the world's own", run) for run in results["own"]] + [("universal", results["universal"])]
+    runs.append(("five of nk's own", results["ensemble"]))
     rows = []
     for name, run in runs:
         shocks = list(dict.fromkeys(row["shock"] for row in run["results"]))
@@ -43,8 +46,26 @@ def irf_models(results: Results) -> list[str]:
         "",
         *(f"- `irf.py {one}`" for one in words),
         "",
+        *ensemble_table(results["ensemble"]),
+        "",
         *claims(results["claims"]),
     ]
+
+
+def ensemble_table(run: dict[str, Any]) -> list[str]:
+    """How much an ensemble's error bars cover."""
+    rows = [
+        [
+            row["world"],
+            SPLITS[row["split"]],
+            f"{100 * row['covered']:.1f} %",
+            f"{row['factor']:.2f}",
+            f"{100 * row['covered_by_bars']:.1f} %",
+        ]
+        for row in run["splits"]
+    ]
+    heads = ["world", "split", "numbers in 2 deviations", "bars, deviations", "numbers in the bars"]
+    return table(heads, rows, left=2)
 
 
 def irf_speed(results: Results) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -122,25 +123,44 @@ def _ask(given: Ask) -> None:
         print(f"warning: out of the training's range: {reason}", file=sys.stderr)
     k = nets.config.shock
     shocks = world.shocks.names if k is None else (world.shocks.names[k],)
+    bars = None
+    if answer.spread is not None:
+        factor = _factor(train.run_of(given.checkpoint), given.world)
+        bars = answer.spread if factor is None else factor * answer.spread
+        times = "" if factor is None else f" times {factor:.2f}, which holds 95 % of the validation's errors"
+        print(f"± the deviation of the {len(found.members)} members{times}")
     for s, shock in enumerate(shocks):
-        print(f"{shock}\nperiod " + " ".join(f"{name:>11}" for name in OBSERVABLES))
+        wide = 11 if bars is None else 21
+        print(f"{shock}\nperiod " + " ".join(f"{name:>{wide}}" for name in OBSERVABLES))
         for h in range(min(given.periods, nets.horizon + 1)):
-            numbers = " ".join(f"{float(x):11.3e}" for x in answer.irf[0, s, h])
-            print(f"{h:6d} {numbers}")
+            numbers = [f"{float(x):11.3e}" for x in answer.irf[0, s, h]]
+            if bars is not None:
+                numbers = [f"{x} ±{float(b):8.1e}" for x, b in zip(numbers, bars[0, s, h], strict=True)]
+            print(f"{h:6d} " + " ".join(numbers))
     if given.out is not None:
         solved = bool(world.valid(theta).all())
         exact = world.irf(theta, nets.horizon)[0] if solved else torch.full(answer.irf.shape[1:], torch.nan)
         exact = exact if k is None or not solved else exact[k : k + 1]
         with given.out.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
-            rows.writerow(["shock", "period", "variable", "emulated", "exact"])
+            titles = ["shock", "period", "variable", "emulated", "exact"]
+            rows.writerow(titles if bars is None else [*titles, "bar"])
             for s, shock in enumerate(shocks):
                 for h in range(nets.horizon + 1):
                     for v, variable in enumerate(OBSERVABLES):
-                        rows.writerow(
-                            [shock, h, variable, float(answer.irf[0, s, h, v]), float(exact[s, h, v])]
-                        )
+                        numbers = [answer.irf[0, s, h, v], exact[s, h, v]]
+                        numbers += [] if bars is None else [bars[0, s, h, v]]
+                        rows.writerow([shock, h, variable, *map(float, numbers)])
         print(f"wrote {given.out}")
+
+
+def _factor(run: Path, world: str) -> float | None:
+    """What the run's report found that an ensemble's deviations are to be multiplied by; None without one."""
+    try:
+        report = json.loads((run / "report.json").read_bytes())
+        return next(float(row["factor"]) for row in report["splits"] if row["world"] == world)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
 
 
 def _git_hash() -> str:

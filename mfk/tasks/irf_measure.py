@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -25,6 +26,10 @@ SOON = 3
 CUTOFF = 6.0
 """Periods of a cycle that counts as of high frequency: so long or shorter."""
 
+LEVEL = 0.95
+"""Share of the numbers that an ensemble's calibrated error bars are to cover."""
+
+_LEAST = 1e-4
 _ROWS = 1000
 _NOTHING = 1e-12
 
@@ -56,6 +61,16 @@ class SplitRow(NamedTuple):
     gap: float  # in percent of the interpolation's
     flagged: float  # share of the samples that are said to be out of range
     covered: float | None  # share of the numbers within two deviations of an ensemble's mean
+    factor: float | None  # deviations that hold 95 % of the validation economies' numbers
+    covered_by_bars: float | None  # share of this split's numbers within so many
+
+
+class Coverage(NamedTuple):
+    """How often an ensemble's spread covers the exact numbers that are not 0 for all economies."""
+
+    two: float  # share within two deviations of the mean
+    factor: float  # deviations that hold `LEVEL` of the numbers of the validation economies
+    bars: float  # share within so many
 
 
 def emulated(nets: IRFNets, params: Params, state: Tree, world: World, theta: Tensor) -> Tensor:
@@ -78,28 +93,55 @@ def emulated(nets: IRFNets, params: Params, state: Tree, world: World, theta: Te
 
 def measure(
     nets: IRFNets, members: Sequence[Member], data: IRFData, splits: Sequence[str] = SPLITS[2:]
-) -> tuple[list[ResponseRow], dict[tuple[str, str], float]]:
+) -> tuple[list[ResponseRow], dict[tuple[str, str], Coverage]]:
     """A row for each world, split, shock and variable; and how often the members' spread covers the truth.
 
-    Of an ensemble the members' mean is judged. Covered, by (world, split), is the share of the exact numbers
-    within two deviations of it, zeros of all economies left out; there is none of a single network.
+    Of an ensemble the members' mean is judged, and there is a coverage by (world, split). What the members
+    have in common is not in their spread, so that error bars are its multiple: the one that covers the
+    validation economies, on which nothing was trained.
     """
     rows: list[ResponseRow] = []
-    covered: dict[tuple[str, str], float] = {}
+    covered: dict[tuple[str, str], Coverage] = {}
     k = nets.config.shock
     for world in nets.worlds:
         names = world.shocks.names if k is None else (world.shocks.names[k],)
+        factor = None
+        if len(members) > 1:
+            ratios = _deviations(*_answers(nets, members, data, world, "val"))
+            factor = ratios.kthvalue(max(1, math.ceil(LEVEL * len(ratios)))).values.item()
         for split in splits:
-            samples = data.samples[split][world.name]
-            each = torch.stack([emulated(nets, *member, world, samples.theta) for member in members]).double()
-            truth = (samples.irf if k is None else samples.irf[:, k : k + 1]).double()
-            made = each.mean(0)
-            rows += compare(world.name, split, names, made, truth)
-            if len(members) > 1:
-                spread = each.std(0)
-                told = (truth - made).abs() <= 2 * spread
-                covered[world.name, split] = float(told[:, (truth != 0).any(0)].double().mean())
+            each, truth = _answers(nets, members, data, world, split)
+            rows += compare(world.name, split, names, each.mean(0), truth)
+            if factor is not None:
+                ratios = _deviations(each, truth)
+                shares = [(ratios <= c).double().mean().item() for c in (2.0, factor)]
+                covered[world.name, split] = Coverage(shares[0], factor, shares[1])
     return rows, covered
+
+
+def _answers(
+    nets: IRFNets, members: Sequence[Member], data: IRFData, world: World, split: str
+) -> tuple[Tensor, Tensor]:
+    """The members' responses [M, N, S, H + 1, V] of a split's economies, and the exact ones, float64."""
+    samples, k = data.samples[split][world.name], nets.config.shock
+    each = torch.stack([emulated(nets, *member, world, samples.theta) for member in members]).double()
+    return each, (samples.irf if k is None else samples.irf[:, k : k + 1]).double()
+
+
+def deviation(each: Tensor) -> Tensor:
+    """The members' deviation of each number, [M, N, S, H + 1, V] -> [N, S, H + 1, V].
+
+    At least 1e-4 of the largest mean over the periods: where a response has died out the members agree to the
+    last bit, which says nothing of their error.
+    """
+    return torch.maximum(each.std(0), _LEAST * each.mean(0).abs().amax(-2, keepdim=True))
+
+
+def _deviations(each: Tensor, truth: Tensor) -> Tensor:
+    """Errors of the members' mean in their deviations, of all numbers that are not 0 for all economies."""
+    error = (truth - each.mean(0)).abs()
+    ratio = torch.where(error == 0, 0.0, error / deviation(each))
+    return ratio[:, (truth != 0).any(0)].flatten()
 
 
 def compare(world: str, split: str, shocks: Sequence[str], made: Tensor, truth: Tensor) -> list[ResponseRow]:
@@ -141,7 +183,7 @@ def summarise(
     state: Tree,
     data: IRFData,
     rows: Sequence[ResponseRow],
-    covered: Mapping[tuple[str, str], float],
+    covered: Mapping[tuple[str, str], Coverage],
 ) -> list[SplitRow]:
     """A row for each world and split, with the gap to the interpolation and the share out of range."""
     found: dict[tuple[str, str], list[ResponseRow]] = {}
@@ -164,7 +206,7 @@ def summarise(
                 max(r.nrmse for r in group),
                 100 * (mean[world, split] / inside - 1),
                 float(flags.double().mean()),
-                covered.get((world, split)),
+                *(covered.get((world, split)) or (None, None, None)),
             )
         )
     return out

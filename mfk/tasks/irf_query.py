@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfk.core.types import describe
-from mfk.tasks.irf_measure import Member, emulated
+from mfk.tasks.irf_measure import Member, deviation, emulated
 from mfk.tasks.irf_net import IRFNets
 from mfk.tasks.irf_range import outside
 
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     """Emulated responses."""
 
     irf: Tensor  # float32 [N, S, H + 1, V], in units of the observables; of an ensemble the mean
-    spread: Tensor | None  # of its members, a deviation of each number; None of a single network
+    spread: Tensor | None  # of its members, see `irf_measure.deviation`; None of a single network
     outside: Tensor  # bool [N], whether an economy is out of the training's range
     reasons: list[list[str]]  # why, of each
 
@@ -63,5 +63,5 @@ def ask(
                 OutOfRange,
                 stacklevel=2,
             )
-    spread = each.std(0) if len(members) > 1 else None
+    spread = deviation(each) if len(members) > 1 else None
     return Answer(each.mean(0), spread, found.flag, found.reasons)

@@ -22,14 +22,19 @@ _SHOWN = ("test_interpolation", "test_extrapolation_corner")
 
 def split_table(rows: Sequence[SplitRow]) -> tuple[list[str], list[list[str]]]:
     """Column titles and formatted rows, of each world and split."""
-    titles = ["world", "split", "samples", "NRMSE", "worst", "gap", "flagged", "covered"]
+    titles = ["world", "split", "samples", "NRMSE", "worst", "gap", "flagged"]
     shown = [
         [
             r.world, r.split, f"{r.samples:,}", f"{r.nrmse:.4f}", f"{r.worst:.4f}", f"{r.gap:+.0f} %",
-            f"{100 * r.flagged:.1f} %", "-" if r.covered is None else f"{100 * r.covered:.1f} %",
+            f"{100 * r.flagged:.1f} %",
         ]
         for r in rows
     ]  # fmt: skip
+    covered = [r.covered for r in rows if r.covered is not None]
+    if covered:  # of an ensemble, and then in all rows
+        titles += ["in 2 sd", "bars, sd", "in bars"]
+        for row, r, share in zip(shown, rows, covered, strict=True):
+            row += [f"{100 * share:.1f} %", f"{r.factor:.2f}", f"{100 * (r.covered_by_bars or 0):.1f} %"]
     return titles, shown
 
 
@@ -66,8 +71,9 @@ def write_report(
     lines += [
         "NRMSE: mean over economies of the root mean square over periods, in deviations of the exact",
         "responses of a shock and variable over economies and periods; gap: to the interpolation; flagged:",
-        "economies that the emulator says are out of its range; covered: numbers within two deviations of an",
-        "ensemble's mean.",
+        "economies that the emulator says are out of its range. Of an ensemble, in 2 sd: numbers within two",
+        "of its deviations; bars: the deviations that hold 95 % of the validation economies' numbers; in",
+        "bars: those of this split within so many.",
         "",
         *markdown(*response_table(rows)),
         "",

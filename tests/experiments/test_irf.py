@@ -101,12 +101,20 @@ def test_one_seed_twice_is_one_history(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_an_ensemble_says_how_sure_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble_says_how_sure_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*TINY, "--worlds", "nk", "--members", "2", "--no-plots", "--out", str(tmp_path / "run")]
     assert run(monkeypatch, *words) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert all(0 < r["covered"] < 1 for r in report["splits"])
     assert "2 of them" in report["facts"]["network"]
+    words = ["ask", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "answer.csv")]
+    assert run(monkeypatch, *words) == 0
+    factor = report["splits"][0]["factor"]
+    assert f"times {factor:.2f}, which holds 95 % of the validation" in capsys.readouterr().out
+    with (tmp_path / "answer.csv").open(encoding="utf-8") as file:
+        assert all(float(row["bar"]) >= 0 for row in csv.DictReader(file))
 
 
 @pytest.mark.parametrize("arch", ["universal", "pooled"])

@@ -359,8 +359,16 @@ def test_an_ensembles_mean_is_judged() -> None:
         "nk", "test_interpolation", WORLDS["nk"].shocks.names, each.mean(0), truth.double()
     )
     assert rows == again
-    inside = ((truth.double() - each.mean(0)).abs() <= 2 * each.std(0)).double().mean()
-    assert covered["nk", "test_interpolation"] == pytest.approx(float(inside))
+    error, spread = (truth.double() - each.mean(0)).abs(), irf_measure.deviation(each)
+    assert spread.shape == truth.shape and bool((spread >= each.std(0)).all())
+    flat = torch.tensor([2.0, 1.0, 0.0]).reshape(1, 1, 1, 3, 1).expand(4, 1, 1, 3, 1)  # members that agree
+    assert irf_measure.deviation(flat).flatten().tolist() == pytest.approx([2e-4] * 3)
+    found = covered["nk", "test_interpolation"]
+    assert found.two == pytest.approx(float((error <= 2 * spread).double().mean()))
+    assert found.bars == pytest.approx(float((error <= found.factor * spread).double().mean()))
+    _, on_validation = irf_measure.measure(made.nets, members, made.data, ("val",))
+    assert on_validation["nk", "val"].bars == pytest.approx(0.95, abs=1e-3)  # what the factor was chosen for
+    assert on_validation["nk", "val"].factor == found.factor
     assert irf_measure.measure(made.nets, members[:1], made.data, ("val",))[1] == {}
 
 
