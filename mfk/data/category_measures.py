@@ -115,10 +115,10 @@ def _checked(features: np.ndarray, names: Sequence[str] | None) -> np.ndarray:
         return some([names[i] if names is not None else f"feature {i}" for i in found])
 
     x = features.astype(np.float64)
-    strange = ~np.isfinite(x).all(0)
+    strange = np.logical_not(np.isfinite(x).all(0))
     if strange.any():
         raise ValueError(f"features: expected finite numbers; not so in {said(strange)}")
-    constant = np.ptp(x, axis=0) == 0
+    constant = np.equal(x.max(0), x.min(0))
     if constant.any():
         raise ValueError(f"features: expected none to be constant, got {said(constant)}; clean them first")
     return x
