@@ -70,6 +70,9 @@ def test_rows_and_signs_and_units_are_of_no_account() -> None:
     for name in ("assignment", "linkage", "correlation"):
         assert np.array_equal(getattr(shuffled, name), getattr(expected, name))  # to the last bit
     assert shuffled.tried == expected.tried and shuffled[1:5] == expected[1:5]
+    # So many correlations that rounding alone would not hide what the order of a sum does.
+    wide = draw.standard_normal((300, 400))
+    assert np.array_equal(correlation_matrix(wide[::-1]), correlation_matrix(wide))
     changed = discover_categories(x * draw.choice([-1.0, 1.0], 27) * 10.0 ** draw.integers(-5, 6, 27) + 3)
     assert changed.assignment.tolist() == expected.assignment.tolist()
     assert changed.silhouette == pytest.approx(expected.silhouette, abs=1e-9)
@@ -146,7 +149,7 @@ def test_few_features_and_no_structure() -> None:
     two = discover_categories(draw.standard_normal((50, 2)), min_features=1)
     assert two.assignment.tolist() == [0, 0] and two.silhouette == 0.0 and two.tried == {}
     one = draw.standard_normal((50, 1))
-    alike = discover_categories(one * np.arange(1.0, 6.0))
+    alike = discover_categories(one * np.arange(1.0, 6.0), min_features=1)
     assert alike.assignment.tolist() == [0] * 5 and alike.orthogonality == 0.0
     each = discover_categories(draw.standard_normal((50, 4)), categories=4, min_features=1)
     assert each.assignment.tolist() == [0, 1, 2, 3]

@@ -30,7 +30,8 @@ def test_the_defaults_are_the_documents() -> None:
     assert vqvae_config.train_config(settings) == TrainConfig(
         epochs=500, batch_size=512, lr=1e-3, min_lr=1e-5, schedule="constant", warmup_epochs=0,
         weight_decay=0.0, clip=None, ema_decay=None, validate_every=500, validate_every_epochs=5,
-        patience=100, patience_unit="epochs", min_delta=1e-3, log_every=100, checkpoint_every=None, jit=True, seed=42,
+        patience=100, patience_unit="epochs", min_delta=1e-3, log_every=100, checkpoint_every=None,
+        jit=True, seed=42,
     )  # fmt: skip
     assert vqvae_config.run_config(settings).out == "checkpoints/vqvae"
     assert config.from_dict(VQVAEConfig, yaml12.loads(config.to_yaml(settings), "a")) == settings
