@@ -3,6 +3,7 @@
 from mfk.data.augment import AugmentConfig, IKPaths, augment, check_augment
 from mfk.data.bvh import Bvh, bvh_frames, read_bvh, read_bvh_header
 from mfk.data.bvh_text import BvhHeader
+from mfk.data.categories import Categories, discover_categories, manual_categories
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
@@ -49,6 +50,7 @@ from mfk.data.stick_files import read_stick, write_stick
 from mfk.data.stick_generate import generate_stick, schedule_motion
 from mfk.data.stick_mocap import stick_from_bvh
 from mfk.data.stick_words import ACTION_WORDS, action_schedule
+from mfk.data.synthetic_blocks import synthetic_blocks
 from mfk.data.tensors import read_tensors
 from mfk.data.text_hash import embed_text, hash_text
 from mfk.data.windows import AutoregressiveWindows, NextStepWindows, autoregressive_windows, next_step_windows
@@ -68,6 +70,7 @@ __all__ = [
     "AutoregressiveWindows",
     "Bvh",
     "BvhHeader",
+    "Categories",
     "Clip",
     "Generated",
     "GeneratedIRF",
@@ -102,6 +105,7 @@ __all__ = [
     "clip_starts",
     "collate_mixed_worlds",
     "collate_single_world",
+    "discover_categories",
     "draw_ik",
     "drop_found",
     "embed_text",
@@ -115,6 +119,7 @@ __all__ = [
     "held_out_clips",
     "import_bvh",
     "joint_motion",
+    "manual_categories",
     "mirror_stick",
     "motion_batches",
     "motion_source",
@@ -146,6 +151,7 @@ __all__ = [
     "stick_physics",
     "stick_points",
     "stick_pose",
+    "synthetic_blocks",
     "write_motion",
     "write_stick",
 ]

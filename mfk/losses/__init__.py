@@ -1,6 +1,7 @@
 """Floor 1: losses as pure functions of a field or a motion, their weights, times, and the samplers."""
 
 from mfk.losses.classification import class_error
+from mfk.losses.codes import codebook_error, commitment, informativeness, orthogonality, topographic
 from mfk.losses.consistency import (
     alpha_flow,
     alpha_flow_terms,
@@ -58,6 +59,8 @@ __all__ = [
     "alpha_schedule",
     "alpha_weight",
     "class_error",
+    "codebook_error",
+    "commitment",
     "distance_weight",
     "draw_times",
     "end_times",
@@ -74,6 +77,7 @@ __all__ = [
     "improved_meanflow",
     "improved_meanflow_terms",
     "in_flight",
+    "informativeness",
     "jerk",
     "jvp_rows",
     "masked_rows",
@@ -83,6 +87,7 @@ __all__ = [
     "meanflow_residual",
     "meanflow_terms",
     "on_torus",
+    "orthogonality",
     "own_shocks",
     "quaternion_distance",
     "quaternion_norm",
@@ -104,6 +109,7 @@ __all__ = [
     "teacher_ratio",
     "terminal_velocity",
     "terminal_velocity_terms",
+    "topographic",
     "torus_path",
     "velocity_consistency",
     "wrap",

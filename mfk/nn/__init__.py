@@ -1,5 +1,7 @@
 """Floor 2: networks, plain nn.Modules that are usable alone, and what they are made of."""
 
+from mfk.nn.codebook_start import kmeans_codebook
+from mfk.nn.codebooks import CodebookState, init_codebook, look_up, quantize, reset_dead
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
 from mfk.nn.irf_baselines import PerWorldNet, PooledResponseMLP, ResponseGRU, ResponseMLP
@@ -17,6 +19,7 @@ from mfk.nn.unet1d import UNet1D
 
 __all__ = [
     "STICK_PRESETS",
+    "CodebookState",
     "KinematicNet",
     "MeanFlowNet",
     "MotionMLP",
@@ -39,5 +42,10 @@ __all__ = [
     "apply_rotary",
     "attention",
     "dropout",
+    "init_codebook",
+    "kmeans_codebook",
+    "look_up",
+    "quantize",
+    "reset_dead",
     "time_features",
 ]

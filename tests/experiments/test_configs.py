@@ -15,6 +15,7 @@ import stick
 import stick_runs
 import torch
 import ur10
+import vqvae_config
 import yaml
 
 from mfk.core import config
@@ -125,6 +126,48 @@ def test_the_recipes_of_stick_figures(name, sizes, batch, accumulate, device, pa
     with torch.device("meta"):
         counted = sum(p.numel() for p in nets.model.init(0)[0].values())
     assert abs(counted / parameters - 1) < 0.02
+
+
+TOKENIZERS = sorted((Path(panda.__file__).parent / "configs" / "vqvae").rglob("*.yaml"))
+
+
+def test_the_documents_names_of_tokenizers_are_there() -> None:
+    root = Path(panda.__file__).parent / "configs" / "vqvae"
+    assert {file.relative_to(root).as_posix() for file in TOKENIZERS} == {
+        "default.yaml", "summary_1k.yaml", "summary_1k_auto.yaml",
+        "validation/1k_initial_only.yaml", "validation/1k_architecture_only.yaml",
+        "validation/1k_summary_only.yaml", "validation/1k_arch_summary.yaml",
+        "validation/1k_arch_summary_highgpu.yaml", "production/10k_arch_summary_400epochs.yaml",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", TOKENIZERS, ids=lambda file: file.stem)
+def test_each_tokenizers_file_says_all_that_it_means(file: Path) -> None:
+    settings = vqvae_config.load(file)
+    said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert _contains(config.to_dict(settings), said)
+    plan = in_steps(vqvae_config.train_config(settings), per_epoch=15)
+    assert plan.steps == 15 * said["training"]["num_epochs"]
+    for name in ("initial", "architecture", "summary"):
+        is_named = name in file.stem or name[:4] in file.stem.split("_")
+        assert (name in settings.families) == (is_named or (file.stem == "default" and name != "initial"))
+    rows = "10k" if file.stem == "default" or "10k" in file.stem else "1k"
+    assert settings.dataset_path == f"datasets/baseline_{rows}.h5"
+    assert (settings.training.category_assignment == "manual") == (file.stem == "summary_1k")
+
+
+def test_the_recipe_for_large_gpus() -> None:
+    """8 times the batch and 4 times the widths of the other."""
+    root = Path(panda.__file__).parent / "configs" / "vqvae" / "validation"
+    small, large = (vqvae_config.load(root / f"1k_arch_summary{name}.yaml") for name in ("", "_highgpu"))
+    assert large.training.batch_size == 8 * small.training.batch_size
+    assert large.model.group_embedding_dim == 4 * small.model.group_embedding_dim
+    assert large.model.group_hidden_dim == 4 * small.model.group_hidden_dim
+    assert list(large.families) == list(small.families)
+    for name, family in small.families.items():
+        ours, theirs = large.families[name].encoder_params, family.encoder_params
+        assert ours.output_dim == 4 * theirs.output_dim
+        assert ours.hidden_dims == tuple(4 * width for width in theirs.hidden_dims)
 
 
 def _contains(whole: object, part: object) -> bool:
