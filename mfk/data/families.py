@@ -25,7 +25,7 @@ _HDF5 = (".h5", ".hdf5")
 class FamilyTable(NamedTuple):
     """Families of features of the same rows."""
 
-    families: dict[str, np.ndarray]  # name -> [N, D], or in time [N, T, D]; float32, NaN where a value is missing
+    families: dict[str, np.ndarray]  # name -> [N, D], or in time [N, T, D]; float32, NaN: missing
     names: dict[str, tuple[str, ...]]  # family -> names of its D features
 
 
@@ -34,13 +34,15 @@ def open_families(
 ) -> FamilyTable:
     """Read families of features.
 
-        .h5, .hdf5  the documented layout: features/<family>/aggregated/features [N, D], or features/<family>/features
+        .h5, .hdf5  the documented layout: features/<family>/aggregated/features [N, D], or
+                    features/<family>/features [N, T, D]; read by blocks of rows
                     [N, T, D]; read by blocks of rows. Names from feature_registry, where it has all of them.
-        .npz        an array [N, D] or [N, T, D] a family, under its name.
-        .parquet    a column of numbers a feature, named family::name, or a column of lists of numbers a family.
+        .npz        an array [N, D] or [N, T, D] a family, under its name
+        .parquet    a column of numbers a feature, named family::name, or one of lists a family
 
-    Elsewhere features are called <family>_<index>. What is called "labels" in an .npz or Parquet file, if it is whole
-    numbers, one a row, is left out. Numbers become float32; missing ones (NaN, null) are NaN.
+    Names are those of feature_registry, where an HDF5 file has one of all its features; else
+    <family>_<index>. What is called "labels" in an .npz or Parquet file, if it is whole numbers, one a row,
+    is left out. Numbers become float32; missing ones (NaN, null) are NaN.
 
     Args:
         path: of the file.
@@ -49,7 +51,7 @@ def open_families(
 
     Raises:
         FileNotFoundError, OSError: the file cannot be read.
-        ValueError: another kind of file, a damaged one, a family that is not there, is empty, or has other rows than
+        ValueError: another kind of file, a damaged one, a family that is not there, is empty, or has other
             the first, or arrays that are no families; it starts with the path.
     """
     path = Path(path)

@@ -4,8 +4,8 @@
     features/<family>/features                             [N, T, D], of a family in time
     features/<family>/aggregated/metadata/extraction_time  [N] float64, s; NaN: it was not measured
 
-Features are float32 in compressed chunks of rows. The attributes of features/<family> are feature_registry (JSON,
-{category: {name: index}}), num_features and extraction_config (JSON).
+Features are float32 in compressed chunks of rows. The attributes of features/<family> are feature_registry
+(JSON, {category: {name: index}}), num_features and extraction_config (JSON).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_hdf5(
         if not isinstance(groups, h5py.Group):
             raise ValueError(f"{path}: expected a group /features, got {', '.join(file) or 'nothing'}")
         arrays, names = {}, {}
-        for family in groups if wanted is None else wanted:
+        for family in tuple(map(str, groups)) if wanted is None else wanted:
             if family not in groups:
                 raise ValueError(f"{path}: there is no family {family!r}; it has {', '.join(groups)}")
             data = _dataset(path, groups, family)
@@ -52,13 +52,13 @@ def read_hdf5(
     return arrays, names
 
 
-def write_hdf5(
-    part: Path, arrays: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]
-) -> None:
+def write_hdf5(part: Path, arrays: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> None:
     """Write arrays and names by family; see `mfk.data.families.write_families`."""
     with h5py.File(part, "w") as file:
         for family, values in arrays.items():
-            data = add_family(file, family, {"features": names[family]}, values.shape, {})
+            data = add_family(
+                file, family, names[family], ["features"] * len(names[family]), values.shape, {}
+            )
             for first in range(0, len(values), BLOCK):
                 data[first : first + BLOCK] = values[first : first + BLOCK]
 
@@ -66,20 +66,23 @@ def write_hdf5(
 def add_family(
     file: h5py.File,
     family: str,
-    categories: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    categories: Sequence[str],
     shape: tuple[int, ...],
     config: Mapping[str, Any],
 ) -> h5py.Dataset:
-    """Lay out a family whose features have names, by category; returns the dataset to fill."""
+    """Lay out a family whose features have names and categories; returns the dataset to fill."""
     group = file.create_group(f"features/{family}")
     group.attrs["version"] = "1.0.0"
-    group.attrs["feature_registry"] = registry_text(categories)
+    group.attrs["feature_registry"] = registry_text(names, categories)
     group.attrs["num_features"] = shape[-1]
     group.attrs["extraction_config"] = json.dumps(config)
     place = "features" if len(shape) == 3 else "aggregated/features"
     if len(shape) == 2:
         # A clock would make of each run another file.
-        time: Any = group.create_dataset("aggregated/metadata/extraction_time", data=np.full(shape[0], np.nan))
+        time: Any = group.create_dataset(
+            "aggregated/metadata/extraction_time", data=np.full(shape[0], np.nan)
+        )
         time.attrs["units"] = "s; NaN: not measured"
     return add_array(group, place, shape)
 

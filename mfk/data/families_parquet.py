@@ -1,4 +1,4 @@
-"""Families of features in Parquet files: a column a feature, named family::name, or a column of lists a family."""
+"""Families of features in Parquet files: a column a feature, named family::name, or one of lists a family."""
 
 from __future__ import annotations
 
@@ -59,15 +59,17 @@ def _families(
         right = bool(separator) != _lists(kind) and (feature or not separator) and family
         if not (right and (pa.types.is_floating(inner) or pa.types.is_integer(inner))):
             raise ValueError(
-                f"{path}: column {name!r:.80}: expected a feature family::name of numbers, or a family of lists of "
-                f"numbers, got {kind}; name the families to read if this is none"
+                f"{path}: column {name!r:.80}: expected a feature family::name of numbers, or a family of lists "
+                f"of numbers, got {kind}; name the families to read if this is none"
             )
         if name in schema.names[:i] or (not separator and family in found) or family in found.get(family, ()):
             raise ValueError(f"{path}: column {name!r:.80}: expected each feature once")
         found.setdefault(family, []).append(name)
     for family in wanted or ():
         if family not in found:
-            raise ValueError(f"{path}: there is no family {family!r}; it has columns {', '.join(schema.names)[:200]}")
+            raise ValueError(
+                f"{path}: there is no family {family!r}; it has columns {', '.join(schema.names)[:200]}"
+            )
     return found if wanted is None else {family: found[family] for family in wanted}
 
 

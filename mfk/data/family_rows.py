@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from mfk.core.types import describe
 
 SEPARATOR = "::"
 """Between a family and a feature in a full name."""
@@ -44,7 +46,8 @@ def as_float32(where: str, values: np.ndarray) -> np.ndarray:
         warnings.simplefilter("ignore")
         rounded = values.astype(np.float32)
     if (np.isinf(rounded) & np.isfinite(values)).any():
-        raise ValueError(f"{where}: expected numbers that float32 can hold, got {np.nanmax(np.abs(values)):.3g}")
+        largest = np.abs(values[np.isfinite(values)]).max()
+        raise ValueError(f"{where}: expected numbers that float32 can hold, got {largest:.3g}")
     return rounded
 
 
@@ -59,20 +62,19 @@ def check_family(where: str, family: str) -> None:
         raise ValueError(f"{where}: expected a family's name without '/' and '::', got {family!r:.80}")
 
 
-def registry_text(categories: Mapping[str, Sequence[str]]) -> str:
-    """The JSON {category: {name: index}} of names by category, counted through."""
-    count, found = 0, {}
-    for category, names in categories.items():
-        found[category] = {name: count + i for i, name in enumerate(names)}
-        count += len(names)
+def registry_text(names: Sequence[str], categories: Sequence[str]) -> str:
+    """The JSON {category: {name: index}} of names in their order, each of a category."""
+    found: dict[str, dict[str, int]] = {category: {} for category in categories}
+    for i, (name, category) in enumerate(zip(names, categories, strict=True)):
+        found[category][name] = i
     return json.dumps(found)
 
 
 def registry_names(where: str, text: object, count: int) -> tuple[str, ...] | None:
     """The names of `count` features in a registry {category: {name: index}}.
 
-    None if it is one of another number of features: spinlock's own files speak of all that it can extract. A name
-    that two categories share is given as category.name.
+    None if it is one of another number of features: spinlock's own files speak of all that it can extract. A
+    name that two categories share is given as category.name.
 
     Raises:
         ValueError: no such JSON, or indices that are not 0, 1, ... each once; starts with `where`.
@@ -80,16 +82,20 @@ def registry_names(where: str, text: object, count: int) -> tuple[str, ...] | No
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     try:
-        registry = json.loads(text) if isinstance(text, str) else text
+        registry: Any = json.loads(text) if isinstance(text, str) else text
     except ValueError as error:
         raise ValueError(f"{where}: feature_registry: expected JSON, got {error}") from None
     sound = isinstance(registry, dict) and all(isinstance(each, dict) for each in registry.values())
-    entries = [(i, category, name) for category, each in registry.items() for name, i in each.items()] if sound else []
+    groups: dict[str, dict[str, Any]] = registry if sound else {}
+    entries = [(i, category, name) for category, each in groups.items() for name, i in each.items()]
     if not sound or any(type(i) is not int for i, _, _ in entries):
-        raise ValueError(f"{where}: feature_registry: expected {{category: {{name: index}}}}, got {text!r:.80}")
+        wanted = "{category: {name: index}}"
+        raise ValueError(f"{where}: feature_registry: expected {wanted}, got {describe(registry)}")
     entries.sort()
     if [i for i, _, _ in entries] != list(range(len(entries))):
-        raise ValueError(f"{where}: feature_registry: expected the indices 0 to {len(entries) - 1}, each once")
+        raise ValueError(
+            f"{where}: feature_registry: expected the indices 0 to {len(entries) - 1}, each once"
+        )
     if len(entries) != count:
         return None
     plain = [name for _, _, name in entries]

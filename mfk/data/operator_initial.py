@@ -1,4 +1,4 @@
-"""Forty-two statistics of initial fields: fourteen with names of old, and those of a fixed bank of random filters."""
+"""Forty-two statistics of initial fields: fourteen that are known, and those of a bank of random filters."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ _WIDTH, _JOINT, _TINY = 5, 8, 1e-12
 
 
 def initial_statistics(fields: Tensor) -> Tensor:
-    """Statistics [rows, 42] of fields [rows, 2, n, n] of u and v on a periodic grid, n >= 16, in the order of `INITIAL`.
+    """Statistics [rows, 42], in the order of `INITIAL`, of fields [rows, 2, n, n] of u and v on a torus, n >= 16.
 
-    Means and standard deviations; of u the mean wave number, the share of power at up to four waves, and the share of
-    squared differences that is in x; entropies (see `field_statistics`), and the mutual information of u and v in 8 x
-    8 bins between their smallest and largest values, over log 8; of the cells where u is above its mean their share,
-    the length of their border in cell sides over the number of cells, and their Euler characteristic. Of each filter the
-    mean of the rectified response, and its root mean square over that mean.
+    Means and standard deviations; of u the mean wave number, the share of power at up to four waves, and the
+    share of squared differences that is in x; entropies (see `field_statistics`), and the mutual information
+    of u and v in 8 x 8 bins between their smallest and largest values, over log 8; of the cells where u is
+    above its mean their share, the length of their border in cell sides over the number of cells, and their
+    Euler characteristic. Of each filter the mean of the rectified response, and its root mean square over
+    that mean.
     """
     stats = dict(zip(FIELD, field_statistics(fields).unbind(-1), strict=True))
     u = {name: value[:, 0] for name, value in stats.items()}
@@ -45,7 +46,8 @@ def initial_statistics(fields: Tensor) -> Tensor:
     manual = [
         stats["mean"][:, 0], stats["mean"][:, 1], stats["std"][:, 0], stats["std"][:, 1],
         u["centroid"], u["band_0"] + u["band_1"], in_x / (in_x + in_y).clamp_min(_TINY),
-        stats["entropy"][:, 0], stats["entropy"][:, 1], u["spectral_entropy"], mutual_information(*fields.unbind(1)),
+        stats["entropy"][:, 0], stats["entropy"][:, 1], u["spectral_entropy"],
+        mutual_information(fields[:, 0], fields[:, 1]),
         *morphology(fields[:, 0] > u["mean"][:, None, None]),
     ]  # fmt: skip
     responses = torch.cat([_filtered(fields, dilation, i) for i, (dilation, _) in enumerate(FILTERS)], 1)
@@ -59,15 +61,17 @@ def mutual_information(first: Tensor, second: Tensor) -> Tensor:
     place = _JOINT * _binned(first) + _binned(second)
     counts = torch.zeros(*place.shape[:-1], _JOINT**2).scatter_add_(-1, place, torch.ones(place.shape))
     joint = (counts / place.shape[-1]).unflatten(-1, (_JOINT, _JOINT))
-    entropies = [torch.special.entr(share).sum(-1) for share in (joint.sum(-1), joint.sum(-2), joint.flatten(-2))]
+    entropies = [
+        torch.special.entr(share).sum(-1) for share in (joint.sum(-1), joint.sum(-2), joint.flatten(-2))
+    ]
     return (entropies[0] + entropies[1] - entropies[2]) / math.log(_JOINT)
 
 
 def morphology(inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of cells, border per cell, and Euler characteristic, each [...], of sets of cells [..., n, n] on a torus.
+    """Share, border per cell, and Euler characteristic, each [...], of sets of cells [..., n, n] on a torus.
 
-    Cells are neighbours if they share a side. The Euler characteristic is cells - pairs of neighbours + squares of four:
-    the number of pieces less that of holes, unless a piece goes around the torus.
+    Cells are neighbours if they share a side. The Euler characteristic is cells - pairs of neighbours +
+    squares of four: the number of pieces less that of holes, unless a piece goes around the torus.
     """
     cell = inside.float()
     right, below = cell.roll(-1, -1), cell.roll(-1, -2)

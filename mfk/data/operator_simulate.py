@@ -5,8 +5,8 @@ An activator u and an inhibitor v, both concentrations that stay positive:
     du/dt = D_u lap u - c d_x u + decay_u (gain S(steepness (u - threshold) - inhibition v) - u) + sigma eta
     dv/dt = D_v lap v + decay_v (drive u - v)
 
-with S(x) = 1 / (1 + exp(-x)) and eta noise of unit variance, independent in space, of the correlation time tau.
-According to the parameters it settles, switches in fronts, oscillates, or forms patterns that drift.
+with S(x) = 1 / (1 + exp(-x)) and eta noise of unit variance, independent in space, of the correlation time
+tau. According to the parameters it settles, switches in fronts, oscillates, or forms patterns that drift.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def physical(cube: Tensor) -> dict[str, Tensor]:
     found = {}
     for i, (name, range_) in enumerate(PARAMETERS.items()):
         low, high = range_.low, range_.high
-        found[name] = low * (high / low) ** cube[:, i] if range_.geometric else low + (high - low) * cube[:, i]
+        found[name] = (
+            low * (high / low) ** cube[:, i] if range_.geometric else low + (high - low) * cube[:, i]
+        )
     return found
 
 
@@ -92,7 +94,8 @@ def initial_fields(seed: int, block: int, rows: int, grid: int) -> tuple[Tensor,
             mean * (spread * shape).exp(),
             0.3 * mean + height * torch.sigmoid(6 * (shape - 1)),
             0.3 * mean + height * (1 + (angle + 0.5 * spread * shape).cos()) / 2,
-            0.3 * mean + height * torch.sigmoid(6 * (place + phase[:, None, None]).cos() + 4 * spread * shape),
+            0.3 * mean
+            + height * torch.sigmoid(6 * (place + phase[:, None, None]).cos() + 4 * spread * shape),
         ]
     )
     kind = (len(IC_TYPES) * draw[:, 7]).long()
@@ -103,15 +106,17 @@ def initial_fields(seed: int, block: int, rows: int, grid: int) -> tuple[Tensor,
 def simulate(
     seed: int, block: int, cube: Tensor, initial: Tensor, realisations: int, steps: int
 ) -> Iterator[Tensor]:
-    """Frames [2, rows, realisations, grid, grid] of u and v, float32, one each `FRAME` steps; not the initial one.
+    """Frames [2, rows, realisations, grid, grid] of u and v, float32, one each `FRAME` steps, from the first on.
 
     A step is diffusion and advection, exact, then reaction and noise, explicit (Euler; noise's increments are
-    uniform numbers of variance one, which are as good as normal ones in distribution). Stable for all parameters: the
-    first is an average with positive weights over the grid, as diffusion is a walk on it and advection one in one
-    direction; the second moves towards a bounded value by a share below one; and u is reflected at 0.
+    uniform numbers of variance one, which are as good as normal ones in distribution). Stable for all
+    parameters: the first is an average with positive weights over the grid, as diffusion is a walk on it and
+    advection one in one direction; the second moves towards a bounded value by a share below one; and u is
+    reflected at 0.
 
     Args:
-        seed: of the noise. block: which numbers of that seed.
+        seed: of the noise.
+        block: which numbers of that seed.
         cube: [rows, 12], in [0, 1].
         initial: [rows, 2, grid, grid], >= 0, the same for all realisations.
         realisations: of the noise.
@@ -151,8 +156,8 @@ def rng_of(seed: int, step: int | str, block: int, shape: tuple[int, ...]) -> Te
 def _walk(diffusion: Tensor, advection: Tensor | None, grid: int) -> Tensor:
     """Probabilities [rows, from, to] of a walk on a ring for the time of a step: exp of its generator.
 
-    Diffusion steps to either side at the rate D, advection to the right at the rate c, cells of length one. The
-    generator is circulant, so that waves are its eigenvectors. Symmetric without advection.
+    Diffusion steps to either side at the rate D, advection to the right at the rate c, cells of length one.
+    The generator is circulant, so that waves are its eigenvectors. Symmetric without advection.
     """
     angle = 2 * math.pi * torch.arange(grid // 2 + 1, dtype=torch.float64) / grid
     rate = diffusion[:, 0].double() * (2 * angle.cos() - 2) + 0j
@@ -164,7 +169,7 @@ def _walk(diffusion: Tensor, advection: Tensor | None, grid: int) -> Tensor:
 
 
 def _smooth(white: Tensor, length: Tensor) -> Tensor:
-    """White noise [rows, K, n, n], smoothed by Gaussians of lengths [rows] in cells; mean 0, variance 1 of each field."""
+    """White noise [rows, K, n, n] smoothed by Gaussians of lengths [rows] in cells; to mean 0 and variance 1."""
     grid = white.shape[-1]
     angle_y = 2 * math.pi * torch.fft.fftfreq(grid, dtype=torch.float64)[:, None]
     angle_x = 2 * math.pi * torch.fft.rfftfreq(grid, dtype=torch.float64)

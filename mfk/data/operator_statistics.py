@@ -1,4 +1,4 @@
-"""Statistics of fields and of trajectories of fields; all positive, so that a spread relative to a mean is defined."""
+"""Statistics of fields and of their trajectories; all positive, so that spread over mean is defined."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ TIME = ("growth", "spread_in_time", "change", "memory_1", "memory_4", "shifted_m
 
 CATEGORIES = {
     "spatial": ("mean", "std", "area_above", "flatness", "gradient_x", "gradient_y", "entropy"),
-    "spectral": ("band_0", "band_1", "band_2", "band_3", "centroid", "spectral_entropy", "length_x", "length_y"),
+    "spectral": (
+        "band_0",
+        "band_1",
+        "band_2",
+        "band_3",
+        "centroid",
+        "spectral_entropy",
+        "length_x",
+        "length_y",
+    ),
     "temporal": TIME,
     "cross_channel": ("agreement",),
 }
@@ -40,17 +49,17 @@ FRAME_NAMES = (*(f"{species}_{name}" for species in "uv" for name in FIELD), "uv
 TRAJECTORY_NAMES = (*FRAME_NAMES, *(f"{species}_{name}" for species in "uv" for name in TIME))
 """Of one trajectory, 45: those of a frame, averaged over the second half, and those in time."""
 
-_TINY = 1e-12
+_TINY = 1e-18  # its square is still a float32
 
 
 def field_statistics(fields: Tensor) -> Tensor:
     """Statistics [..., 15] of fields [..., n, n] on a periodic grid, in the order of `FIELD`.
 
-    Mean; standard deviation; the share of cells above the mean; the mean absolute deviation over the standard one (0.80 of normal
-    numbers, 1 of two equally frequent values); root mean
-    square differences of neighbours in x and y; shares of the variance in four bands of wave numbers; mean wave
-    number and normalised entropy of the power spectrum; sums over all distances of the squared autocorrelation along
-    x and y, in cells; normalised entropy of a histogram.
+    Mean; standard deviation; the share of cells above the mean; the mean absolute deviation over the standard
+    one (0.80 of normal numbers, 1 of two equally frequent values); root mean square differences of neighbours
+    in x and y; shares of the variance in four bands of wave numbers; mean wave number and normalised entropy
+    of the power spectrum; sums over all distances of the squared autocorrelation along x and y, in cells;
+    normalised entropy of a histogram.
     """
     size = fields.shape[-1]
     mean = fields.mean((-2, -1))
@@ -84,7 +93,7 @@ def field_statistics(fields: Tensor) -> Tensor:
 
 
 def histogram_entropy(fields: Tensor) -> Tensor:
-    """Entropy [...] of the values of fields [..., n, n] in `BINS` bins from smallest to largest, over log BINS."""
+    """Entropy [...] of fields [..., n, n] in `BINS` bins from their smallest to largest value, over log BINS."""
     values = fields.flatten(-2)
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     place = ((values - low) * (BINS / (high - low).clamp_min(_TINY))).long().clamp_(max=BINS - 1)
@@ -104,11 +113,11 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
 def trajectory_statistics(frames: Iterable[Tensor], initial: Tensor) -> tuple[Tensor, Tensor]:
     """Statistics of simulated frames.
 
-    In time, of each species, over the second half of the frames: `growth`, the last standard deviation in space over the
-    sum of that and the initial one; `spread_in_time`, a cell's standard deviation in time; `change`, the root mean square change of a
-    cell in a frame; `memory_1` and `memory_4`, `agreement` with the field 1 and 4 frames before, `shifted_memory`
-    that with the field one frame before moved a cell in x; `drift_of_mean`, the standard deviation in time of the
-    mean in space.
+    In time, of each species, over the second half of the frames: `growth`, the last standard deviation in
+    space over the sum of that and the initial one; `spread_in_time`, a cell's standard deviation in time;
+    `change`, the root mean square change of a cell in a frame; `memory_1` and `memory_4`, `agreement` with
+    the field 1 and 4 frames before, `shifted_memory` that with the field one frame before moved a cell in x;
+    `drift_of_mean`, the standard deviation in time of the mean in space.
 
     Args:
         frames: [2, rows, realisations, n, n] each, from `simulate`; more than eight.
@@ -127,10 +136,10 @@ def trajectory_statistics(frames: Iterable[Tensor], initial: Tensor) -> tuple[Te
 
 
 def _in_time(frames: list[Tensor], start: Tensor) -> Tensor:
-    """[2, rows, realisations, 7], in the order of `TIME`; frame by frame, so that no tensor outgrows the cache."""
+    """[2, rows, realisations, 7], in the order of `TIME`; by frames, so that no tensor outgrows the cache."""
     middle = torch.stack(frames).mean(0)
     means = torch.stack([frame.mean((-2, -1)) for frame in frames])
-    moved = sum((frame - middle).square_().mean((-2, -1)) for frame in frames)
+    moved = torch.stack([(frame - middle).square_().mean((-2, -1)) for frame in frames]).mean(0)
     centred = [frame - mean[..., None, None] for frame, mean in zip(frames, means, strict=True)]
     scales = [frame.square().mean((-2, -1)).sqrt().clamp_min(_TINY) for frame in centred]
 
@@ -146,7 +155,7 @@ def _in_time(frames: list[Tensor], start: Tensor) -> Tensor:
     return torch.stack(
         [
             scales[-1] / (scales[-1] + start),
-            (moved / len(frames)).sqrt(),
+            moved.sqrt(),
             torch.stack(changes).mean(0).sqrt() / (FRAME * STEP),
             memory(1),
             memory(4),
@@ -163,7 +172,7 @@ def _frame(frame: Tensor) -> Tensor:
 
 
 def _twice(size: int) -> Tensor:
-    """How often a wave of `rfft2` counts: its opposite is left out, except where it is its own. [n, n // 2 + 1]."""
+    """How often a wave of `rfft2` counts, [n, n // 2 + 1]: its opposite is left out, unless it is its own."""
     counts = torch.full((size, size // 2 + 1), 2.0)
     counts[:, 0] = 1
     if size % 2 == 0:
