@@ -36,13 +36,13 @@ def open_families(
 
         .h5, .hdf5  the documented layout: features/<family>/aggregated/features [N, D], or
                     features/<family>/features [N, T, D]; read by blocks of rows
-                    [N, T, D]; read by blocks of rows. Names from feature_registry, where it has all of them.
         .npz        an array [N, D] or [N, T, D] a family, under its name
         .parquet    a column of numbers a feature, named family::name, or one of lists a family
 
-    Names are those of feature_registry, where an HDF5 file has one of all its features; else
-    <family>_<index>. What is called "labels" in an .npz or Parquet file, if it is whole numbers, one a row,
-    is left out. Numbers become float32; missing ones (NaN, null) are NaN.
+    Features have the names of a family's feature_registry, where an HDF5 file has one that speaks of as many,
+    or of their columns; else they are called <family>_<index>. What is called "labels" in an .npz or Parquet
+    file, if it is a whole number a row, is left out. Numbers become float32; missing ones (NaN, null) are
+    NaN.
 
     Args:
         path: of the file.
@@ -51,8 +51,8 @@ def open_families(
 
     Raises:
         FileNotFoundError, OSError: the file cannot be read.
-        ValueError: another kind of file, a damaged one, a family that is not there, is empty, or has other
-            the first, or arrays that are no families; it starts with the path.
+        ValueError: another kind of file, a damaged one, or a family that is not there, is empty, has other
+            rows than the first, or is none; the message starts with the path.
     """
     path = Path(path)
     if max_samples is not None and (type(max_samples) is not int or max_samples < 1):

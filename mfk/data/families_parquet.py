@@ -59,8 +59,8 @@ def _families(
         right = bool(separator) != _lists(kind) and (feature or not separator) and family
         if not (right and (pa.types.is_floating(inner) or pa.types.is_integer(inner))):
             raise ValueError(
-                f"{path}: column {name!r:.80}: expected a feature family::name of numbers, or a family of lists "
-                f"of numbers, got {kind}; name the families to read if this is none"
+                f"{path}: column {name!r:.80}: expected a feature family::name of numbers, or a family of "
+                f"lists of numbers, got {kind}; name the families to read if this is none"
             )
         if name in schema.names[:i] or (not separator and family in found) or family in found.get(family, ()):
             raise ValueError(f"{path}: column {name!r:.80}: expected each feature once")

@@ -31,7 +31,7 @@ _WIDTH, _JOINT, _TINY = 5, 8, 1e-12
 
 
 def initial_statistics(fields: Tensor) -> Tensor:
-    """Statistics [rows, 42], in the order of `INITIAL`, of fields [rows, 2, n, n] of u and v on a torus, n >= 16.
+    """Statistics [rows, 42], named by `INITIAL`, of fields [rows, 2, n, n] of u and v on a torus, n >= 16.
 
     Means and standard deviations; of u the mean wave number, the share of power at up to four waves, and the
     share of squared differences that is in x; entropies (see `field_statistics`), and the mutual information

@@ -106,7 +106,7 @@ def initial_fields(seed: int, block: int, rows: int, grid: int) -> tuple[Tensor,
 def simulate(
     seed: int, block: int, cube: Tensor, initial: Tensor, realisations: int, steps: int
 ) -> Iterator[Tensor]:
-    """Frames [2, rows, realisations, grid, grid] of u and v, float32, one each `FRAME` steps, from the first on.
+    """Frames [2, rows, realisations, grid, grid] of u and v, float32, one each `FRAME` steps.
 
     A step is diffusion and advection, exact, then reaction and noise, explicit (Euler; noise's increments are
     uniform numbers of variance one, which are as good as normal ones in distribution). Stable for all
@@ -169,7 +169,7 @@ def _walk(diffusion: Tensor, advection: Tensor | None, grid: int) -> Tensor:
 
 
 def _smooth(white: Tensor, length: Tensor) -> Tensor:
-    """White noise [rows, K, n, n] smoothed by Gaussians of lengths [rows] in cells; to mean 0 and variance 1."""
+    """White noise [rows, K, n, n] smoothed over lengths [rows] in cells; of mean 0, variance 1."""
     grid = white.shape[-1]
     angle_y = 2 * math.pi * torch.fft.fftfreq(grid, dtype=torch.float64)[:, None]
     angle_x = 2 * math.pi * torch.fft.rfftfreq(grid, dtype=torch.float64)

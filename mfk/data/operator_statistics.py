@@ -93,7 +93,7 @@ def field_statistics(fields: Tensor) -> Tensor:
 
 
 def histogram_entropy(fields: Tensor) -> Tensor:
-    """Entropy [...] of fields [..., n, n] in `BINS` bins from their smallest to largest value, over log BINS."""
+    """Entropy [...] of fields [..., n, n] in `BINS` bins from smallest to largest value, over log BINS."""
     values = fields.flatten(-2)
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     place = ((values - low) * (BINS / (high - low).clamp_min(_TINY))).long().clamp_(max=BINS - 1)
