@@ -4,6 +4,8 @@ from mfk.data.augment import AugmentConfig, IKPaths, augment, check_augment
 from mfk.data.bvh import Bvh, bvh_frames, read_bvh, read_bvh_header
 from mfk.data.bvh_text import BvhHeader
 from mfk.data.categories import Categories, discover_categories, manual_categories
+from mfk.data.cleaning import Cleaning, CleaningConfig, clean, fit_cleaning
+from mfk.data.families import FamilyTable, open_families, write_families
 from mfk.data.ik import IKDataConfig, IKSamples, draw_ik, sampling_range
 from mfk.data.ik_files import IKFile, IKRows, read_ik
 from mfk.data.ik_generate import Generated, generate_ik, plan_ik
@@ -27,6 +29,7 @@ from mfk.data.motion_windows import (
     read_windows,
     split_segments,
 )
+from mfk.data.operators import generate_operators
 from mfk.data.stick import (
     ACTIONS,
     ENVIRONMENTS,
@@ -71,7 +74,10 @@ __all__ = [
     "Bvh",
     "BvhHeader",
     "Categories",
+    "Cleaning",
+    "CleaningConfig",
     "Clip",
+    "FamilyTable",
     "Generated",
     "GeneratedIRF",
     "IKDataConfig",
@@ -102,6 +108,7 @@ __all__ = [
     "bvh_frames",
     "check_augment",
     "check_stick",
+    "clean",
     "clip_starts",
     "collate_mixed_worlds",
     "collate_single_world",
@@ -110,10 +117,12 @@ __all__ = [
     "drop_found",
     "embed_text",
     "find_windows",
+    "fit_cleaning",
     "five_segments",
     "frame_velocities",
     "generate_ik",
     "generate_irf",
+    "generate_operators",
     "generate_stick",
     "hash_text",
     "held_out_clips",
@@ -124,6 +133,7 @@ __all__ = [
     "motion_batches",
     "motion_source",
     "next_step_windows",
+    "open_families",
     "open_motion",
     "plan_ik",
     "read_bvh",
@@ -152,6 +162,7 @@ __all__ = [
     "stick_points",
     "stick_pose",
     "synthetic_blocks",
+    "write_families",
     "write_motion",
     "write_stick",
 ]
