@@ -2,6 +2,7 @@
 
 from mfk.nn.codebook_start import kmeans_codebook
 from mfk.nn.codebooks import CodebookState, init_codebook, look_up, quantize, reset_dead
+from mfk.nn.family_encoders import MLPEncoder, TemporalCNNEncoder
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
 from mfk.nn.irf_baselines import PerWorldNet, PooledResponseMLP, ResponseGRU, ResponseMLP
@@ -16,11 +17,18 @@ from mfk.nn.stick_transformer import STICK_PRESETS, StickCache, StickOutput, Sti
 from mfk.nn.times import time_features
 from mfk.nn.transformer import MotionTransformer
 from mfk.nn.unet1d import UNet1D
+from mfk.nn.vq_levels import LevelConfig, auto_levels
+from mfk.nn.vqvae import CategoricalVQVAE, Encoded, FamilyInput
 
 __all__ = [
     "STICK_PRESETS",
+    "CategoricalVQVAE",
     "CodebookState",
+    "Encoded",
+    "FamilyInput",
     "KinematicNet",
+    "LevelConfig",
+    "MLPEncoder",
     "MeanFlowNet",
     "MotionMLP",
     "MotionTransformer",
@@ -37,10 +45,12 @@ __all__ = [
     "StickSizes",
     "StickTransformer",
     "SwiGLU",
+    "TemporalCNNEncoder",
     "UNet1D",
     "UniversalResponseNet",
     "apply_rotary",
     "attention",
+    "auto_levels",
     "dropout",
     "init_codebook",
     "kmeans_codebook",
