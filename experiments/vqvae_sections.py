@@ -89,7 +89,7 @@ class TrainingSection:
     category_assignment: Literal["auto", "manual"] = "auto"
     """auto finds categories on the training rows; manual takes category_mapping."""
     category_mapping: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Category -> patterns of full names, such as "summary::*_mean"; each feature in exactly one."""
+    """Category -> patterns of full names, such as "summary::*.mean"; each feature in exactly one."""
     num_categories_auto: int | None = None
     """Clusters to cut into; null chooses by silhouette."""
     orthogonality_target: float = 0.15

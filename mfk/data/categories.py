@@ -109,7 +109,7 @@ def manual_categories(
     known: Sequence[str] | None = None,
     features: np.ndarray | None = None,
 ) -> Categories:
-    """Categories as listed: category -> patterns of full names, such as ``summary::*_mean``.
+    """Categories as listed: category -> patterns of full names, such as ``summary::*.mean``.
 
     A pattern is a name, or one with the wildcards ``*``, ``?`` and ``[...]``; case matters. The categories
     keep the order of the mapping.
