@@ -1,0 +1,273 @@
+"""Rows of features in codes, by category and level, as a training problem."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfk import losses
+from mfk.core import rng
+from mfk.core.types import Aux, Batch, Metrics, Rows, Task, Tree
+from mfk.nn import CodebookState, kmeans_codebook, quantize, reset_dead
+from mfk.tasks.vqvae_net import VQVAENets
+
+_BEFORE, _AFTER = 0.3, 0.7  # shares of input-latent and latent-code in the topographic loss, as documented
+_START = 4096  # rows that codebooks start from, at most
+_COUPLED = 3  # rows that have distances to correlate, at least
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """The training problem."""
+
+    reconstruction_weight: float = 1.0
+    """Of the mean squared error of the decoded features."""
+    vq_weight: float = 1.0
+    """Of the quantisation loss, a mean over all codebooks."""
+    commitment_cost: float = 0.25
+    """Weight of the pull of latents to their codes, within the quantisation loss."""
+    orthogonality_weight: float = 0.1
+    """Of the mean squared cosine of two categories' centroids."""
+    informativeness_weight: float = 0.1
+    """Of the error of what each code says alone."""
+    topo_weight: float = 0.3
+    """Of 1 - r between distances before and after: 0.3 of input to latent, 0.7 of latent to code."""
+    topo_samples: int = 512
+    """Rows of a batch, at most, whose distances are compared."""
+    use_ema: bool = True
+    """Codes follow moving averages of their latents; off: they learn by gradient."""
+    decay: float = 0.99
+    """Decay of those averages per step."""
+    dead_code_reset_interval: int | None = 100
+    """Epochs between resets of unused codes; None: never."""
+    dead_code_threshold: float = 10.0
+    """Per cent of the uniform share of rows below which a code counts as unused."""
+    dead_code_max_reset_fraction: float = 0.25
+    """Share of a codebook, at most, that one reset replaces."""
+
+
+class Parts(NamedTuple):
+    """What the network makes of rows."""
+
+    embeddings: Tensor  # [B, G, E] of the categories
+    latents: tuple[Tensor, ...]  # of each codebook [B, d]
+    quantized: tuple[Tensor, ...]  # [B, d] the codes, with the latents' derivative
+    codes: tuple[Tensor, ...]  # [B, d] the codes, without; with their own where they learn by gradient
+    indices: Tensor  # int64 [B, J]
+    decoded: Tensor  # [B, F]
+    state: Tree  # after this batch
+    usage: Metrics  # perplexity and share used, means over the codebooks
+
+
+def check_vqvae(config: VQVAEConfig) -> None:
+    """ValueError that names the first setting which is out of range or has no effect."""
+    for name in (
+        "reconstruction_weight", "vq_weight", "commitment_cost", "orthogonality_weight",
+        "informativeness_weight", "topo_weight",
+    ):  # fmt: skip
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    if config.topo_samples < _COUPLED:
+        raise ValueError(f"topo_samples: expected at least {_COUPLED}, got {config.topo_samples}")
+    if not 0 <= config.decay < 1:
+        raise ValueError(f"decay: expected a number in [0, 1), got {config.decay}")
+    if config.dead_code_reset_interval is not None and config.dead_code_reset_interval < 1:
+        raise ValueError(
+            f"dead_code_reset_interval: expected at least 1, got {config.dead_code_reset_interval}"
+        )
+    for name, top in (("dead_code_threshold", 100), ("dead_code_max_reset_fraction", 1)):
+        if not 0 <= getattr(config, name) <= top:
+            raise ValueError(f"{name}: expected a number from 0 to {top}, got {getattr(config, name)}")
+    if not config.use_ema and config.decay != VQVAEConfig.decay:
+        raise ValueError("decay: no effect without use_ema; leave it at 0.99")
+    if not config.use_ema and config.dead_code_reset_interval is not None:
+        raise ValueError("dead_code_reset_interval: no effect without use_ema; set it to None")
+
+
+def vqvae_task(
+    nets: VQVAENets, config: VQVAEConfig, start: Tensor, *, batch_size: int, per_epoch: int
+) -> Task:
+    """Train encoders, decoders and codebooks on rows x [F], standardised.
+
+    With z_j the latents of codebook j, e_j their codes, q_j = e_j with z_j's derivative, g(j) the category
+    and r the correlation of distances, the loss of a batch of B rows is, times B::
+
+        w_rec ‖x - D(q)‖² / F + w_vq mean_j (c (z_j - sg e_j)² [+ (sg z_j - e_j)² without use_ema])
+        + w_info mean_j ‖x - D_j(q_j)‖² / F + w_ortho mean cos²(centroid_g, centroid_h)
+        + w_topo mean_j (0.3 (1 - r(x_g(j), z_j)) + 0.7 (1 - r(z_j, sg e_j)))
+
+    The last two couple the rows of a micro-batch; r is that of its first `topo_samples` rows (data are
+    shuffled), and none of fewer than three. The codes' moving averages, batch norm's and the resets are part
+    of the carried state. Codes start at k-means of the untrained network's latents. Every
+    `dead_code_reset_interval` epochs those that are hardly used become latents of rows of the batch.
+
+    A batch is {"x": [B, F]}.
+
+    Args:
+        nets: as of `vqvae_nets`.
+        config: what is trained.
+        start: training rows [N, F], the first of which the codebooks start from.
+        batch_size: rows of a batch.
+        per_epoch: batches of an epoch.
+
+    Raises:
+        ValueError: a setting is out of range or has no effect.
+    """
+    check_vqvae(config)
+    every = None if config.dead_code_reset_interval is None else config.dead_code_reset_interval * per_epoch
+    most = max(level.tokens for level in nets.levels)
+
+    def init(seed: int) -> tuple[Tree, Tree]:
+        net, buffers = nets.model.init(seed)
+        with torch.no_grad():
+            rows = start[:_START]
+            latents = nets.model.apply(net, buffers, "encode", rows).latents
+        books = {
+            str(j): kmeans_codebook(
+                z, level.tokens, seed=rng.key(seed, "codes", j), batch=batch_size, starts=1
+            )
+            for j, (z, level) in enumerate(zip(latents, nets.levels, strict=True))
+        }
+        params: Tree = {"net": net}
+        if not config.use_ema:
+            params["codes"] = {j: book.codes for j, book in books.items()}
+        return params, {"buffers": buffers, "books": books}
+
+    def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
+        del state
+        drawn = dict(batch)
+        numbers = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
+        drawn["key"] = (numbers * 2**31).long()
+        if every is not None:
+            drawn["reset"] = torch.tensor((step + 1) % every == 0)
+            count = len(rows.index)
+            own = rng.uniform(
+                rng.key(seed, step, "candidates", rows.index[0]), Rows.all(count), (len(nets.levels),)
+            )
+            order = own.argsort(dim=0, stable=True)  # a permutation of the rows for each codebook
+            drawn["candidates"] = order[torch.arange(most) % count].contiguous()
+        return drawn
+
+    def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
+        del teacher
+        parts = forward(nets, config, params, state, batch["x"], batch["key"], training=True)
+        total, metrics = _loss(nets, config, params, state, batch["x"], parts)
+        after = parts.state
+        if every is not None:
+            after, replaced = _reset(config, after, parts, batch)
+            metrics["replaced"] = replaced
+        rows = total.new_full((), len(batch["x"]))
+        return total * rows, rows, Aux(after, {name: x.detach() * rows for name, x in metrics.items()})
+
+    def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
+        parts = forward(nets, config, params, state, batch["x"])
+        total, metrics = _loss(nets, config, params, state, batch["x"], parts)
+        rows = total.new_full((), len(batch["x"]))
+        found = {"val_loss": total, **metrics}
+        return {name: x * rows for name, x in found.items()}, dict.fromkeys(found, rows)
+
+    return Task(init, draw, loss, evaluate)
+
+
+def forward(
+    nets: VQVAENets,
+    config: VQVAEConfig,
+    params: Tree,
+    state: Tree,
+    x: Tensor,
+    key: Tensor | None = None,
+    *,
+    training: bool = False,
+) -> Parts:
+    """Encode, quantise and decode rows [B, F]; `state` is returned changed only in training."""
+    # A single row has no variance for batch norm; the running one stands in.
+    encoded = nets.model.apply(params["net"], state["buffers"], "encode", x, key, training and len(x) > 1)
+    books: dict[str, CodebookState] = {}
+    quantized, codes, indices, usage = [], [], [], []
+    for j, z in enumerate(encoded.latents):
+        book = state["books"][str(j)]
+        if not config.use_ema:
+            book = book._replace(codes=params["codes"][str(j)])
+        q, index, after, metrics = quantize(book, z, decay=config.decay, train=training)
+        quantized.append(q)
+        indices.append(index)
+        codes.append(q.detach() if config.use_ema else params["codes"][str(j)][index])
+        books[str(j)] = after
+        usage.append(metrics)
+    named = {name: torch.stack([one[name] for one in usage]).mean() for name in ("perplexity", "used")}
+    decoded = nets.model.apply(params["net"], state["buffers"], "decode", quantized)
+    return Parts(
+        encoded.embeddings,
+        encoded.latents,
+        tuple(quantized),
+        tuple(codes),
+        torch.stack(indices, -1),
+        decoded,
+        {"buffers": encoded.buffers, "books": books} if training else state,
+        named,
+    )
+
+
+def _loss(
+    nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor, parts: Parts
+) -> tuple[Tensor, Metrics]:
+    """The loss a row, and its parts."""
+    error = losses.squared_error(parts.decoded, x).mean()
+    pairs = list(zip(parts.latents, parts.codes, strict=True))
+    commitment = torch.stack([losses.commitment(z, e).mean() for z, e in pairs]).mean()
+    total = config.reconstruction_weight * error + config.vq_weight * config.commitment_cost * commitment
+    metrics = {"mse": error, "commitment": commitment, **parts.usage}
+    if not config.use_ema:
+        codebook = torch.stack([losses.codebook_error(z, e).mean() for z, e in pairs]).mean()
+        total = total + config.vq_weight * codebook
+        metrics["codebook"] = codebook
+    if config.orthogonality_weight > 0:
+        metrics["orthogonality"] = losses.orthogonality(parts.embeddings.mean(0))
+        total = total + config.orthogonality_weight * metrics["orthogonality"]
+    if config.informativeness_weight > 0:
+        alone = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
+        metrics["informativeness"] = losses.informativeness(torch.stack(alone), x).mean()
+        total = total + config.informativeness_weight * metrics["informativeness"]
+    if config.topo_weight > 0 and len(x) >= _COUPLED:
+        before, after = (r.mean() for r in distances_kept(nets, x[: config.topo_samples], parts))
+        metrics |= {"topo_pre": before, "topo_post": after}
+        total = total + config.topo_weight * (_BEFORE * (1 - before) + _AFTER * (1 - after))
+    return total, metrics
+
+
+def distances_kept(nets: VQVAENets, x: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+    """Correlation of distances, [J] of the codebooks: a category's features to latents, latents to codes.
+
+    `x` are the first rows of those that `parts` were made of. No derivative goes through the codes: they
+    follow the latents, and would take back what the loss asks of these.
+    """
+    n = len(x)
+    before, after = [], []
+    for (g, _), z, e in zip(nets.codebooks, parts.latents, parts.codes, strict=True):
+        before.append(1 - losses.topographic(x[:, list(nets.groups[g])], z[:n]))
+        after.append(1 - losses.topographic(z[:n], e[:n].detach()))
+    return torch.stack(before), torch.stack(after)
+
+
+def _reset(config: VQVAEConfig, state: Tree, parts: Parts, batch: Batch) -> tuple[Tree, Tensor]:
+    """The state with unused codes replaced, where the batch says so; and the share that was."""
+    books, shares = {}, []
+    for j, z in enumerate(parts.latents):
+        book = state["books"][str(j)]
+        candidates = z.detach()[batch["candidates"][: len(book.codes), j]]
+        fresh, replaced = reset_dead(
+            book,
+            candidates,
+            threshold=config.dead_code_threshold,
+            max_fraction=config.dead_code_max_reset_fraction,
+        )
+        books[str(j)] = CodebookState(
+            *(torch.where(batch["reset"], new, old) for new, old in zip(fresh, book, strict=True))
+        )
+        shares.append((replaced & batch["reset"]).to(z.dtype).mean())
+    return state | {"books": books}, torch.stack(shares).mean()

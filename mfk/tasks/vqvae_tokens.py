@@ -1,0 +1,168 @@
+"""Rows as tokens, in Parquet files that any program reads, and back; what the tokens say of each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfk.core.files import replaced_whole
+from mfk.core.types import Tree, describe
+from mfk.nn import look_up
+from mfk.tasks.vqvae import VQVAEConfig, forward
+from mfk.tasks.vqvae_net import VQVAENets
+
+_ROWS = 4096
+_META = b"mfk_tokens"
+
+
+class TokenRow(NamedTuple):
+    """What the tokens of a category say, in bits."""
+
+    category: str
+    features: int
+    codes: int  # of all its levels
+    used: int
+    entropy: float  # mean over the levels, of a token
+    joint: float  # of the levels' tokens together
+    shared: float  # largest mutual information with a token of another category
+
+
+def encode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor) -> Tensor:
+    """The tokens [N, J] int64 of prepared rows [N, F], of each category and level."""
+    with torch.no_grad():
+        parts = [forward(nets, config, params, state, rows).indices for rows in x.split(_ROWS)]
+    return torch.cat(parts)
+
+
+def decode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, tokens: Tensor) -> Tensor:
+    """The rows [N, F] that tokens [N, J] stand for.
+
+    Raises:
+        ValueError: another number of columns, or a token that is none of its codebook's.
+        TypeError: tokens that are not int64.
+    """
+    check_tokens(nets, tokens)
+    rows = []
+    with torch.no_grad():
+        for some in tokens.split(_ROWS):
+            codes = []
+            for j in range(len(nets.levels)):
+                book = state["books"][str(j)]
+                if not config.use_ema:
+                    book = book._replace(codes=params["codes"][str(j)])
+                codes.append(look_up(book, some[:, j]))
+            rows.append(nets.model.apply(params["net"], state["buffers"], "decode", codes))
+    return torch.cat(rows)
+
+
+def check_tokens(nets: VQVAENets, tokens: Tensor) -> None:
+    """Refuse what is no table of tokens of this network; errors as `decode`."""
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        raise TypeError(f"tokens: expected an int64 tensor, got {describe(tokens)}")
+    if tokens.ndim != 2 or tokens.shape[1] != len(nets.levels) or not len(tokens):
+        raise ValueError(f"tokens: expected rows [N, {len(nets.levels)}], got {tuple(tokens.shape)}")
+    for name, column, level in zip(column_names(nets), tokens.T, nets.levels, strict=True):
+        if not 0 <= int(column.min()) <= int(column.max()) < level.tokens:
+            raise ValueError(
+                f"tokens: {name}: expected numbers from 0 to {level.tokens - 1}, "
+                f"got {int(column.min())} to {int(column.max())}"
+            )
+
+
+def column_names(nets: VQVAENets) -> list[str]:
+    """The name of each token: category/level."""
+    return [f"{nets.categories[g]}/{level}" for g, level in nets.codebooks]
+
+
+def write_tokens(path: Path | str, nets: VQVAENets, tokens: Tensor) -> None:
+    """Write tokens [N, J] to a Parquet file, a column of int32 for each category and level.
+
+    The file's metadata say how many codes each column has. One that is there is replaced as a whole.
+
+    Raises:
+        ValueError: another suffix, or no tokens of this network. OSError: the place cannot be written to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path}: expected a file named .parquet")
+    check_tokens(nets, tokens)
+    names = column_names(nets)
+    codes = {name: level.tokens for name, level in zip(names, nets.levels, strict=True)}
+    arrays = [pa.array(column.numpy().astype(np.int32)) for column in tokens.T]
+    table = pa.table(arrays, names=names).replace_schema_metadata({_META: json.dumps({"codes": codes})})
+    with replaced_whole(path) as part:
+        pq.write_table(table, part)
+
+
+def read_tokens(path: Path | str, nets: VQVAENets) -> Tensor:
+    """The tokens [N, J] of a file of `write_tokens`, of this network.
+
+    Raises:
+        FileNotFoundError: it is not there. ValueError: it is damaged, or of another network.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        table: Any = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"{path}: there is no such file") from None
+        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+    names = column_names(nets)
+    if table.column_names != names:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(names)}; got {', '.join(table.column_names)}"
+        )
+    columns = []
+    for name in names:
+        column = table.column(name)
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise ValueError(f"{path}: {name}: expected whole numbers in every row, got {column.type}")
+        columns.append(torch.from_numpy(column.to_numpy().astype(np.int64)))
+    tokens = torch.stack(columns, -1)
+    try:
+        check_tokens(nets, tokens)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return tokens
+
+
+def token_statistics(nets: VQVAENets, tokens: Tensor) -> list[TokenRow]:
+    """What the tokens [N, J] of each category say, and how much of it others say too; plug-in estimates."""
+    check_tokens(nets, tokens)
+    columns = tokens.numpy()
+    rows = []
+    for g, category in enumerate(nets.categories):
+        own = [j for j, (k, _) in enumerate(nets.codebooks) if k == g]
+        others = [j for j, (k, _) in enumerate(nets.codebooks) if k != g]
+        entropies = {j: _entropy(columns[:, [j]]) for j in range(len(nets.levels))}
+        shared = [entropies[i] + entropies[j] - _entropy(columns[:, [i, j]]) for i in own for j in others]
+        rows.append(
+            TokenRow(
+                category,
+                len(nets.groups[g]),
+                sum(nets.levels[j].tokens for j in own),
+                sum(len(np.unique(columns[:, j])) for j in own),
+                sum(entropies[j] for j in own) / len(own),
+                _entropy(columns[:, own]),
+                max(shared, default=0.0),
+            )
+        )
+    return rows
+
+
+def _entropy(columns: np.ndarray) -> float:
+    """Of the rows, in bits."""
+    _, counts = np.unique(columns, axis=0, return_counts=True)
+    share = counts / counts.sum()
+    return float(-(share * np.log2(share)).sum())
