@@ -126,6 +126,16 @@ def test_members_and_traced_programs_agree_with_plain_calls(graph: None) -> None
             torch.testing.assert_close(other, expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
+def test_compiled_code_agrees_with_plain_calls() -> None:
+    def step(state: CodebookState, z: Tensor) -> Any:
+        quantized, indices, new, metrics = quantize(state, z)
+        return indices, quantized, metrics, reset_dead(new, z[:5], threshold=60, max_fraction=0.5)
+
+    state, z = codebook(), numbers(8, 3)
+    torch.testing.assert_close(mfk.jit(step)(state, z), step(state, z), rtol=1e-12, atol=1e-13)
+
+
 def test_autocast_does_not_round_the_averages() -> None:
     state, z = codebook(dtype=torch.float32), numbers(64, 3, dtype=torch.float32)
     expected = quantize(state, z.bfloat16().float())

@@ -218,19 +218,10 @@ def whole(model: Model, codebooks: Any, buffers: Any, x: Tensor, key: Tensor, pa
 
 
 def test_one_pure_function_of_members_and_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient, buffers and codebooks, member by member and through `mfk.jit`."""
     monkeypatch.setattr(
         "mfk.core.compiler.jitted.compile_graph", lambda graph, fakes: lambda inputs: graph(*inputs)
     )
-    check_one_pure_function()
-
-
-@pytest.mark.slow
-def test_one_pure_function_of_members_and_of_compiled_code() -> None:
-    check_one_pure_function()
-
-
-def check_one_pure_function() -> None:
-    """Its gradient, buffers and codebooks, member by member and through `mfk.jit`."""
     model = mfk.stateless(lambda: net())
     states = [model.init(seed) for seed in (0, 1)]
     states = [({k: v + 0.1 * i for k, v in p.items()}, b) for i, (p, b) in enumerate(states)]
