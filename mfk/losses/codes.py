@@ -135,10 +135,10 @@ def topographic(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Euclidean, [N, N], in units of the rows' root mean square, about their mean."""
+    """Euclidean, [N, N], in units of the largest number, about the rows' mean."""
     x = x - x.mean(0)
-    scale = x.detach().square().mean().sqrt()
-    x = x / torch.where(scale > 0, scale, 1.0)
+    top = x.detach().abs().amax()
+    x = x / torch.where(top == 0, 1.0, top)
     size = x.square().sum(-1)
     size = size.unsqueeze(-1) + size
     square = size - 2 * x @ x.mT

@@ -107,6 +107,8 @@ def test_topographic_is_the_correlation_of_scipys_distance_matrices(
     r = np.corrcoef(cdist(x, x).ravel(), cdist(y, y).ravel())[0, 1]
     assert topographic(x, y).item() == pytest.approx(1 - r, rel=1e-4 if dtype == torch.float32 else 1e-10)
     assert topographic(x, 7 * x).item() == pytest.approx(0, abs=1e-6)
+    for scale in (1e-30, 1e30):
+        assert topographic(scale * (x - offset), y).item() == pytest.approx(1 - r, rel=1e-4)
 
 
 def test_rows_that_coincide_have_a_finite_gradient_of_zero_among_themselves() -> None:

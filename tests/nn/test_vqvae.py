@@ -29,7 +29,7 @@ from mfk.nn.family_encoders import ACTIVATIONS, CopyNorm
 # Eleven columns: an ordinary family of 5, a temporal one of 2 features with 3 values; three categories,
 # of which the second has columns of both families.
 GROUPS = [[0, 3], [1, 4, 5, 6, 7], [2, 8, 9, 10]]
-LEVELS = [[LevelConfig(4, 5), LevelConfig(3, 4)], [LevelConfig(4, 5)], [LevelConfig(2, 3), LevelConfig(2, 2)]]
+LEVELS = [[LevelConfig(4, 5), LevelConfig(3, 4)], [LevelConfig(4, 5)], [LevelConfig(3, 3), LevelConfig(3, 2)]]
 
 
 def families() -> dict[str, FamilyInput]:
@@ -261,6 +261,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "no category": (lambda: CategoricalVQVAE([], []), "groups"),
     "levels of others": (lambda: CategoricalVQVAE([[0], [1]], LEVELS), "levels.*2 categories, got 3"),
     "no level": (lambda: CategoricalVQVAE([[0]], [[]]), r"levels\[0\]"),
+    "plain numbers": (lambda: CategoricalVQVAE([[0]], [[(4, 3)]]), r"levels\[0\]\[0\].*LevelConfig"),  # type: ignore[list-item]
+    "nothing after the norm": (
+        lambda: CategoricalVQVAE([[0]], [[LevelConfig(2, 4)]]),
+        r"levels\[0\]\[0\].latent_dim.*>= 3",
+    ),
+    "parts of columns": (lambda: CategoricalVQVAE([[0.0]], LEVELS[:1]), r"groups\[0\]: .*ints"),  # type: ignore[list-item]
     "no tokens": (lambda: CategoricalVQVAE([[0]], [[LevelConfig(4, 0)]]), r"levels\[0\]\[0\].tokens"),
     "a column outside": (
         lambda: CategoricalVQVAE([[0]], LEVELS[:1], {"a": FamilyInput([1], MLPEncoder)}),
