@@ -40,7 +40,7 @@ def check_levels(levels: Sequence[Sequence[LevelConfig]], groups: int, least: in
 
 
 def check_families(families: Mapping[str, Sequence[int]], features: int) -> list[list[int]]:
-    """Columns of each family, as lists of ints; ValueError for one in two families, or not below `features`."""
+    """Columns of each family as lists of ints; ValueError for one in two families or not below `features`."""
     owner: dict[int, str] = {}
     lists = []
     for name, given in families.items():

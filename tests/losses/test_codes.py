@@ -121,7 +121,7 @@ def test_distances_of_several_are_averaged_before_they_are_compared() -> None:
     assert topographic(x, parts).item() == pytest.approx(1 - r, rel=1e-10)
     assert topographic(parts, x).item() == pytest.approx(1 - r, rel=1e-10)
     assert topographic(parts, [2 * p for p in parts]).item() == pytest.approx(0, abs=1e-10)
-    found = grad(lambda *p: topographic(x, p), argnums=(0, 1, 2))(*parts)
+    found = grad(lambda parts: topographic(x, parts))(parts)
     for i, p in enumerate(parts):
         step = torch.zeros_like(p)
         step[4, 0] = 1e-6

@@ -46,7 +46,7 @@ def families() -> dict[str, FamilyInput]:
 
 
 def net(**options: Any) -> CategoricalVQVAE:
-    sizes = {"embedding_dim": 6, "hidden_dim": 8, "decoder_dim": 7, "partial_dim": 5}
+    sizes = {"embedding_dim": 6, "hidden_dim": 8, "decoder_dim": 7, "partial_dim": 5, "latent_norm": True}
     made = randomised(CategoricalVQVAE(GROUPS, LEVELS, families(), **{**sizes, **options}))
     for name, buffer in made.named_buffers():
         buffer.copy_(numbers(*buffer.shape, seed=len(name)).abs() + 0.5)
@@ -175,7 +175,7 @@ def test_the_documented_example_has_its_documented_size() -> None:
     bounds = [0, 16, 49, 58]
     groups = [range(a, b) for a, b in pairwise(bounds)]
     levels = [auto_levels(n) for n in sizes]
-    model = CategoricalVQVAE(groups, levels)
+    model = CategoricalVQVAE(groups, levels, latent_norm=True)
     parameters = sum(p.numel() for p in model.parameters())
     codes = sum(d * k for d, k in zip(model.latent_dims, model.tokens, strict=True))
     assert (parameters, parameters + codes) == (212_224, 216_904)
@@ -196,7 +196,7 @@ def test_the_decoders_see_what_they_should() -> None:
 
 def test_latents_have_a_common_scale_only_with_the_norm() -> None:
     x = numbers(7, 11)
-    model = CategoricalVQVAE(GROUPS, LEVELS, families()).double()
+    model = CategoricalVQVAE(GROUPS, LEVELS, families(), latent_norm=True).double()
     for z in model.encode(x).latents:
         torch.testing.assert_close(z.mean(-1), torch.zeros(7, dtype=torch.float64))
     loose = CategoricalVQVAE(GROUPS, LEVELS, families(), latent_norm=False).double()
@@ -263,7 +263,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no level": (lambda: CategoricalVQVAE([[0]], [[]]), r"levels\[0\]"),
     "plain numbers": (lambda: CategoricalVQVAE([[0]], [[(4, 3)]]), r"levels\[0\]\[0\].*LevelConfig"),  # type: ignore[list-item]
     "nothing after the norm": (
-        lambda: CategoricalVQVAE([[0]], [[LevelConfig(2, 4)]]),
+        lambda: CategoricalVQVAE([[0]], [[LevelConfig(2, 4)]], latent_norm=True),
         r"levels\[0\]\[0\].latent_dim.*>= 3",
     ),
     "parts of columns": (lambda: CategoricalVQVAE([[0.0]], LEVELS[:1]), r"groups\[0\]: .*ints"),  # type: ignore[list-item]
