@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -99,52 +101,71 @@ def informativeness(partial: Tensor, x: Tensor) -> Tensor:
     return squared_error(partial, x.unsqueeze(0).expand_as(partial)).mean(0)
 
 
-def topographic(x: Tensor, y: Tensor) -> Tensor:
+def topographic(x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Tensor:
     """How badly distances among rows of x agree with those among rows of y: 1 - r.
 
     r is Pearson's correlation of the N² Euclidean distances |x_i - x_j| and |y_i - y_j|, each pair twice and
-    the zeros of the diagonal included, as documented. One value for all rows: the mean over parts of a batch
-    is another number. Distances below about 3e-3 of the rows' distance from their mean (in float32; 1e-7 in
-    float64) count as 0 and have gradient 0. Where all rows of one side coincide r is undefined and taken for
-    0, so that the loss is 1 with gradient 0, compiled or not.
+    the zeros of the diagonal included, as documented. Where one side is several tensors (the latents of all
+    codes, say) its distances are their mean, again as documented: categories that each tell a part can agree
+    with x together, though none does alone.
+
+    One value for all rows: the mean over parts of a batch is another number. Distances below about 3e-3 of
+    the rows' distance from their mean (in float32; 1e-7 in float64) count as 0 and have gradient 0. Where all
+    rows of one side coincide r is undefined and taken for 0, so that the loss is 1 with gradient 0, compiled
+    or not.
 
     Args:
-        x: [N, D], N >= 3.
-        y: [N, E].
+        x: [N, D], N >= 3, or several such.
+        y: [N, E], or several such.
 
     Returns:
         [], in [0, 2].
 
     Raises:
-        ValueError: another shape, fewer than three rows. TypeError: dtypes that differ, or not of floating
-            point.
+        ValueError: another shape, no tensor, fewer than three rows. TypeError: dtypes that differ, or not of
+            floating point.
     """
-    for name, rows in (("x", x), ("y", y)):
-        check_rows({name: rows}, {})
-        if rows.ndim != 2 or rows.shape[1] < 1:
-            raise ValueError(f"{name}: expected the shape [N, D] with D >= 1, got {tuple(rows.shape)}")
-    if len(x) != len(y) or len(x) < 3:
-        raise ValueError(f"x, y: expected equally many rows, at least 3, got {len(x)} and {len(y)}")
-    if x.dtype != y.dtype:
-        raise TypeError(f"y: expected x's dtype, {x.dtype}, got {describe(y)}")
-    with torch.autocast(x.device.type, enabled=False):
-        a, b = _distances(x), _distances(y)
+    sides = {"x": _parts("x", x), "y": _parts("y", y)}
+    first = sides["x"][0]
+    for name, parts in sides.items():
+        for rows in parts:
+            if len(rows) != len(first) or len(first) < 3:
+                raise ValueError(
+                    f"{name}: expected as many rows as x, at least 3, got {len(rows)}; x has {len(first)}"
+                )
+            if rows.dtype != first.dtype:
+                raise TypeError(f"{name}: expected x's dtype, {first.dtype}, got {rows.dtype}")
+    with torch.autocast(first.device.type, enabled=False):
+        a, b = (_distances(parts) for parts in sides.values())
     a, b = a - a.mean(), b - b.mean()
     product = a.square().sum() * b.square().sum()
     return 1 - (a * b).sum() * torch.where(product > 0, product, 1.0).rsqrt() * (product > 0)
 
 
-def _distances(x: Tensor) -> Tensor:
-    """Euclidean, [N, N], in units of the rows' root mean square, about their mean."""
-    x = x - x.mean(0)
-    scale = x.detach().square().mean().sqrt()
-    x = x / torch.where(scale > 0, scale, 1.0)
-    size = x.square().sum(-1)
-    size = size.unsqueeze(-1) + size
-    square = size - 2 * x @ x.mT
-    # What is below the rounding of this difference is 0, and has the root's gradient of 0 there.
-    near = (square <= 32 * torch.finfo(x.dtype).eps * size) | torch.eye(
-        len(x), dtype=torch.bool, device=x.device
-    )
-    far = ~near  # a NaN is not near, and stays one
-    return torch.where(far, torch.where(far, square, 1.0).sqrt(), 0.0)
+def _parts(name: str, given: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    parts = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Sequence) else []
+    if not parts:
+        raise ValueError(f"{name}: expected rows [N, D], or a list of such, got {describe(given)}")
+    for rows in parts:
+        check_rows({name: rows}, {})
+        if rows.ndim != 2 or rows.shape[1] < 1:
+            raise ValueError(f"{name}: expected the shape [N, D] with D >= 1, got {tuple(rows.shape)}")
+    return parts
+
+
+def _distances(parts: list[Tensor]) -> Tensor:
+    """The mean of the Euclidean ones, [N, N], in units of the largest number about the parts' means."""
+    parts = [x - x.mean(0) for x in parts]
+    top = torch.stack([x.detach().abs().amax() for x in parts]).amax()
+    same = torch.eye(len(parts[0]), dtype=torch.bool, device=top.device)
+    total = torch.zeros_like(same, dtype=top.dtype)
+    for x in parts:
+        x = x / torch.where(top == 0, 1.0, top)
+        size = x.square().sum(-1)
+        size = size.unsqueeze(-1) + size
+        square = size - 2 * x @ x.mT
+        # What is below the rounding of this difference is 0, and has the root's gradient of 0 there; a NaN
+        # is not, and stays one.
+        near = same | (square <= 32 * torch.finfo(x.dtype).eps * size)
+        total = total + torch.where(near, 0.0, torch.where(near, 1.0, square).sqrt())
+    return total / len(parts)

@@ -1,6 +1,6 @@
 """Floor 2: networks, plain nn.Modules that are usable alone, and what they are made of."""
 
-from mfk.nn.codebook_start import kmeans_codebook
+from mfk.nn.codebook_start import kmeans_codebook, kmeans_residual
 from mfk.nn.codebooks import CodebookState, init_codebook, look_up, quantize, reset_dead
 from mfk.nn.family_encoders import MLPEncoder, TemporalCNNEncoder
 from mfk.nn.gated_linear import SwiGLU
@@ -9,6 +9,7 @@ from mfk.nn.irf_baselines import PerWorldNet, PooledResponseMLP, ResponseGRU, Re
 from mfk.nn.irf_emulator import ResponseNet, UniversalResponseNet
 from mfk.nn.keyed_dropout import dropout
 from mfk.nn.motion_mlp import MotionMLP
+from mfk.nn.quantizers import fsq, fsq_codes, fsq_levels, residual, residual_codes, residual_rows
 from mfk.nn.root_mean_square import RMSNorm
 from mfk.nn.rotary import apply_rotary
 from mfk.nn.self_attention import SelfAttention, attention
@@ -52,10 +53,17 @@ __all__ = [
     "attention",
     "auto_levels",
     "dropout",
+    "fsq",
+    "fsq_codes",
+    "fsq_levels",
     "init_codebook",
     "kmeans_codebook",
+    "kmeans_residual",
     "look_up",
     "quantize",
     "reset_dead",
+    "residual",
+    "residual_codes",
+    "residual_rows",
     "time_features",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from mfk.core import rng
 from mfk.core.types import Rows, describe
 from mfk.nn.checks import check_sizes
-from mfk.nn.codebooks import CodebookState, init_codebook
+from mfk.nn.codebooks import CodebookState, init_codebook, quantize
 
 
 def kmeans_codebook(
@@ -62,6 +63,20 @@ def kmeans_codebook(
     centres, counts, _ = min(runs, key=lambda run: run[2])  # of equals the first
     scale = (len(z) if batch is None else batch) / len(z)
     return init_codebook((centres + middle).to(z.device, z.dtype), (counts * scale).to(z.device, z.dtype))
+
+
+def kmeans_residual(
+    z: Tensor, codes: Sequence[int], *, seed: int, batch: int | None = None
+) -> tuple[CodebookState, ...]:
+    """Codebooks for `residual`: k-means of z, then of what its means leave over, and so on.
+
+    Args and errors are those of `kmeans_codebook`, with K of each codebook.
+    """
+    codebooks: list[CodebookState] = []
+    for i, number in enumerate(codes):
+        codebooks.append(kmeans_codebook(z, number, seed=rng.key(seed, "residual", i), batch=batch))
+        z = z.detach() - quantize(codebooks[-1], z, train=False)[0].detach()
+    return tuple(codebooks)
 
 
 def _lloyd(rows: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor, float]:

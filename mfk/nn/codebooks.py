@@ -38,6 +38,8 @@ def init_codebook(codes: Tensor, count: float | Tensor = 1.0) -> CodebookState:
         raise ValueError(f"codes: expected the shape [K, D] with K, D >= 1, got {tuple(codes.shape)}")
     if isinstance(count, Tensor):
         check_input("count", count, (len(codes),), codes.dtype, "the codes'")
+        if not ((count >= 0) & count.isfinite()).all():
+            raise ValueError(f"count: expected finite numbers >= 0, got {count.tolist()[:8]}")
     elif isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count < math.inf:
         raise ValueError(f"count: expected a finite number > 0, or one for each code, got {describe(count)}")
     codes = codes.detach().clone()
@@ -70,16 +72,16 @@ def quantize(
 
     Raises:
         ValueError: z is not [..., D], has no rows, or the decay is out of range.
-        TypeError: z's dtype is not the codes' (autocast's lower precision is widened).
+        TypeError: z's dtype is not the codes' (autocast's lower precision is widened); not a CodebookState.
 
     Source: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1.
     """
-    codebook = CodebookState(*(x.detach() for x in codebook))
+    codebook = _detached(codebook)
     rows = check_rows_of(z, codebook.codes)
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
         raise ValueError(f"decay: expected a number in [0, 1), got {describe(decay)}")
     codes, count, total = codebook
-    seen = rows.detach().flatten(0, -2)
+    seen = rows.detach().reshape(-1, rows.shape[-1])
     with torch.autocast(z.device.type, enabled=False):
         indices = _nearest(seen, codes)
         hits = one_hot(indices, codes)
@@ -121,7 +123,7 @@ def reset_dead(
     for name, value, top in (("threshold", threshold, 100), ("max_fraction", max_fraction, 1)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
             raise ValueError(f"{name}: expected a number in [0, {top}], got {describe(value)}")
-    codes, count, total = (x.detach() for x in codebook)
+    codes, count, total = _detached(codebook)
     check_input("candidates", candidates, tuple(codes.shape), codes.dtype, "the codes'")
     candidates = candidates.detach()
     share = count.sum() / len(codes)
@@ -174,6 +176,12 @@ def check_rows_of(z: Tensor, codes: Tensor) -> Tensor:
     if 0 in shape or z.ndim == 0:
         raise ValueError(f"z: expected at least one row, got the shape {tuple(z.shape)}")
     return z.to(codes.dtype)
+
+
+def _detached(codebook: CodebookState) -> CodebookState:
+    if not isinstance(codebook, CodebookState):
+        raise TypeError(f"codebook: expected a CodebookState, got {describe(codebook)}")
+    return CodebookState(*(x.detach() for x in codebook))
 
 
 def _nearest(rows: Tensor, codes: Tensor) -> Tensor:

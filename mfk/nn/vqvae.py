@@ -12,6 +12,7 @@ from mfk.core.types import Params, describe
 from mfk.nn.checks import check_choice, check_input, check_key, check_sizes
 from mfk.nn.keyed_dropout import check_rate, dropout
 from mfk.nn.vq_levels import LevelConfig
+from mfk.nn.vqvae_checks import check_families, check_groups, check_levels
 
 _METHODS = ("encode", "decode", "partial")
 
@@ -38,13 +39,13 @@ class CategoricalVQVAE(nn.Module):
     columns with those outside S_g set to zero, and then
 
         h_g = LayerNorm(Linear(dropout(ReLU(Linear([x_g, E_f(masked x_f) of each f])))))
-        z_gl = LayerNorm(dropout(Linear(h_g)))    for each level l
+        z_gl = dropout(Linear(h_g))    for each level l, with `latent_norm` its LayerNorm
 
     so that a category's latents depend on no column of another's, in training either. The decoder sees all
     codes side by side, Linear ReLU Linear; a partial decoder of each code, of the same form, sees that alone.
 
-    Without families, and with 58 columns in categories of 16, 33 and 9 at `auto_levels`, there are 212,224
-    parameters; 216,904 with the entries of the codebooks.
+    Without families, with 58 columns in categories of 16, 33 and 9 at `auto_levels`, and
+    with `latent_norm`, there are 212,224 parameters; 216,904 with the entries of the codebooks.
 
     Args:
         groups: columns of x in each category; every column of x, 0 to F - 1, in exactly one.
@@ -55,7 +56,9 @@ class CategoricalVQVAE(nn.Module):
         decoder_dim: width of the decoder's.
         partial_dim: width of each partial decoder's.
         dropout: rate in projections and heads, in [0, 1); where a call has no key nothing is dropped.
-        latent_norm: whether a level's head ends in LayerNorm, which puts latents on a common scale.
+        latent_norm: whether a level's head ends in LayerNorm, as documented, which puts latents on a sphere.
+            Off, since without it more codes are used at about the same reconstruction. It leaves nothing of
+            one number and a sign of two, so that latents then have at least 3.
 
     Raises:
         ValueError: a column that is in no category or in several, sizes that are not positive, and the like.
@@ -72,7 +75,7 @@ class CategoricalVQVAE(nn.Module):
         decoder_dim: int = 256,
         partial_dim: int = 128,
         dropout: float = 0.1,
-        latent_norm: bool = True,
+        latent_norm: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -84,20 +87,19 @@ class CategoricalVQVAE(nn.Module):
             partial_dim=partial_dim,
         )
         check_rate(dropout)
-        self.features = _check_groups(groups)
-        _check_levels(levels, len(groups))
-        _check_families(families, self.features)
-        self.groups, self.rate = [[int(c) for c in group] for group in groups], dropout
+        self.groups, self.rate = check_groups(groups), dropout
+        self.features = sum(map(len, self.groups))
+        check_levels(levels, len(groups), 3 if latent_norm else 1)
         self.latent_dims = tuple(level.latent_dim for category in levels for level in category)
         self.tokens = tuple(level.tokens for category in levels for level in category)
         self.levels = tuple(len(category) for category in levels)
 
         # Of each family, the categories that it has columns of, and which these are.
-        self.columns = [list(family.columns) for family in families.values()]
-        touched = [[g for g, group in enumerate(groups) if set(group) & set(c)] for c in self.columns]
+        self.columns = check_families({name: f.columns for name, f in families.items()}, self.features)
+        touched = [[g for g, group in enumerate(self.groups) if set(group) & set(c)] for c in self.columns]
         self.touched = touched
         self._masks = [
-            [[column in set(groups[g]) for column in c] for g in gs]
+            [[column in set(self.groups[g]) for column in c] for g in gs]
             for c, gs in zip(self.columns, touched, strict=True)
         ]
         self.encoders = nn.ModuleList(
@@ -108,7 +110,7 @@ class CategoricalVQVAE(nn.Module):
         self.dropouts = [dropouts for _, dropouts in sizes]
         widths = [
             len(group) + sum(width for (width, _), gs in zip(sizes, touched, strict=True) if g in gs)
-            for g, group in enumerate(groups)
+            for g, group in enumerate(self.groups)
         ]
         self.enter = nn.ModuleList(nn.Linear(width, hidden_dim) for width in widths)
         self.leave = nn.ModuleList(
@@ -205,46 +207,3 @@ def _sizes(name: str, encoder: nn.Module) -> tuple[int, int]:
             f"and dropouts, got {type(encoder).__name__}"
         )
     return width, dropouts
-
-
-def _check_groups(groups: Sequence[Sequence[int]]) -> int:
-    """The number of columns F."""
-    for g, group in enumerate(groups):
-        if not len(group):
-            raise ValueError(f"groups[{g}]: expected at least one column, got none")
-    columns = [column for group in groups for column in group]
-    if not columns or sorted(columns) != list(range(len(columns))):
-        seen = {c for c in columns if columns.count(c) > 1}
-        absent = set(range(len(columns))) - set(columns)
-        raise ValueError(
-            "groups: expected every column 0, ..., F - 1 in exactly one category, got "
-            f"{len(columns)} entries; several times {sorted(seen)[:4]}, absent {sorted(absent)[:4]}"
-        )
-    return len(columns)
-
-
-def _check_levels(levels: Sequence[Sequence[LevelConfig]], groups: int) -> None:
-    if len(levels) != groups:
-        raise ValueError(f"levels: expected those of each of the {groups} categories, got {len(levels)}")
-    for g, category in enumerate(levels):
-        if not category:
-            raise ValueError(f"levels[{g}]: expected at least one level, got none")
-        for i, level in enumerate(category):
-            check_sizes(**{f"levels[{g}][{i}].{k}": v for k, v in level._asdict().items()})
-
-
-def _check_families(families: Mapping[str, FamilyInput], features: int) -> None:
-    owner: dict[int, str] = {}
-    for name, family in families.items():
-        if not len(family.columns):
-            raise ValueError(f"families[{name!r}].columns: expected at least one column, got none")
-        for column in family.columns:
-            if isinstance(column, bool) or not isinstance(column, int) or not 0 <= column < features:
-                raise ValueError(
-                    f"families[{name!r}].columns: expected ints in [0, {features}), got {describe(column)}"
-                )
-            if column in owner:
-                raise ValueError(
-                    f"families[{name!r}].columns: column {column} is in family {owner[column]!r} already"
-                )
-            owner[column] = name

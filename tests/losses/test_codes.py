@@ -107,6 +107,27 @@ def test_topographic_is_the_correlation_of_scipys_distance_matrices(
     r = np.corrcoef(cdist(x, x).ravel(), cdist(y, y).ravel())[0, 1]
     assert topographic(x, y).item() == pytest.approx(1 - r, rel=1e-4 if dtype == torch.float32 else 1e-10)
     assert topographic(x, 7 * x).item() == pytest.approx(0, abs=1e-6)
+    for scale in (1e-30, 1e30):
+        assert topographic(scale * (x - offset), y).item() == pytest.approx(1 - r, rel=1e-4)
+
+
+def test_distances_of_several_are_averaged_before_they_are_compared() -> None:
+    from scipy.spatial.distance import cdist
+
+    x = numbers(30, 6)
+    parts = [x[:, :2], 3 * x[:, 2:5], numbers(30, 1, seed=5)]
+    mean = sum(cdist(p, p) for p in parts) / 3
+    r = np.corrcoef(cdist(x, x).ravel(), np.ravel(mean))[0, 1]
+    assert topographic(x, parts).item() == pytest.approx(1 - r, rel=1e-10)
+    assert topographic(parts, x).item() == pytest.approx(1 - r, rel=1e-10)
+    assert topographic(parts, [2 * p for p in parts]).item() == pytest.approx(0, abs=1e-10)
+    found = grad(lambda parts: topographic(x, parts))(parts)
+    for i, p in enumerate(parts):
+        step = torch.zeros_like(p)
+        step[4, 0] = 1e-6
+        up, down = ([*parts[:i], p + s * step, *parts[i + 1 :]] for s in (1, -1))
+        slope = (topographic(x, up) - topographic(x, down)).item() / 2e-6
+        assert found[i][4, 0].item() == pytest.approx(slope, rel=1e-4)
 
 
 def test_rows_that_coincide_have_a_finite_gradient_of_zero_among_themselves() -> None:
@@ -148,7 +169,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no codes": (lambda: informativeness(numbers(0, 4, 5), numbers(4, 5)), ValueError, "partial.*L >= 1"),
     "would broadcast": (lambda: informativeness(numbers(2, 1, 5), numbers(4, 5)), ValueError, "partial"),
     "two rows": (lambda: topographic(numbers(2, 3), numbers(2, 3)), ValueError, "at least 3, got 2"),
-    "other rows": (lambda: topographic(numbers(5, 3), numbers(4, 3)), ValueError, "got 5 and 4"),
+    "other rows": (lambda: topographic(numbers(5, 3), numbers(4, 3)), ValueError, "y: .*got 4; x has 5"),
+    "no tensor": (lambda: topographic(numbers(5, 3), []), ValueError, "y: .*list"),
     "more axes": (lambda: topographic(numbers(5, 3, 2), numbers(5, 3)), ValueError, "x: "),
     "other dtypes": (lambda: topographic(numbers(5, 3), numbers(5, 3).float()), TypeError, "y: "),
 }

@@ -77,6 +77,13 @@ def test_the_value_is_exactly_the_nearest_code_and_evaluation_changes_nothing() 
     assert metrics["distance"].item() == pytest.approx((z - quantized).square().mean().item())
 
 
+def test_one_row_without_an_axis() -> None:
+    state = codebook()
+    quantized, index, new, _ = quantize(state, state.codes[3])
+    assert index == 3 and index.shape == () and torch.equal(quantized, state.codes[3])
+    torch.testing.assert_close(new, quantize(state, state.codes[3:4])[2])
+
+
 def test_rows_far_from_zero_find_their_codes() -> None:
     state = init_codebook(numbers(16, 4, dtype=torch.float32) + 1e4)
     assert quantize(state, state.codes)[1].tolist() == list(range(16))
@@ -124,6 +131,16 @@ def test_members_and_traced_programs_agree_with_plain_calls(graph: None) -> None
         mine = mfk.core.tree.map(lambda x, i=i: x[i], found)
         for other in (mine, compiled(state, z[i], candidates[i])):
             torch.testing.assert_close(other, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.slow
+def test_compiled_code_agrees_with_plain_calls() -> None:
+    def step(state: CodebookState, z: Tensor) -> Any:
+        quantized, indices, new, metrics = quantize(state, z)
+        return indices, quantized, metrics, reset_dead(new, z[:5], threshold=60, max_fraction=0.5)
+
+    state, z = codebook(), numbers(8, 3)
+    torch.testing.assert_close(mfk.jit(step)(state, z), step(state, z), rtol=1e-12, atol=1e-13)
 
 
 def test_autocast_does_not_round_the_averages() -> None:
@@ -226,6 +243,12 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no codes": (lambda: init_codebook(torch.zeros(0, 3)), ValueError, "codes"),
     "whole codes": (lambda: init_codebook(torch.zeros(2, 3).long()), TypeError, "codes.*int64"),
     "no count": (lambda: init_codebook(torch.zeros(2, 3), 0.0), ValueError, "count.*> 0"),
+    "a negative count": (
+        lambda: init_codebook(torch.zeros(2, 1), torch.tensor([1.0, -1.0])),
+        ValueError,
+        "count.*>= 0",
+    ),
+    "codes alone": (lambda: quantize(numbers(4, 3), numbers(4, 3)), TypeError, "codebook.*CodebookState"),  # type: ignore[arg-type]
     "counts of others": (lambda: init_codebook(torch.zeros(2, 3), torch.ones(3)), ValueError, "count"),
     "rows of another width": (lambda: quantize(codebook(), numbers(4, 2)), ValueError, r"z.*\(4, 3\)"),
     "rows of another dtype": (lambda: quantize(codebook(), numbers(4, 3).float()), TypeError, "z.*float64"),

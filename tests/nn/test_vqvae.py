@@ -29,7 +29,7 @@ from mfk.nn.family_encoders import ACTIVATIONS, CopyNorm
 # Eleven columns: an ordinary family of 5, a temporal one of 2 features with 3 values; three categories,
 # of which the second has columns of both families.
 GROUPS = [[0, 3], [1, 4, 5, 6, 7], [2, 8, 9, 10]]
-LEVELS = [[LevelConfig(4, 5), LevelConfig(3, 4)], [LevelConfig(4, 5)], [LevelConfig(2, 3), LevelConfig(2, 2)]]
+LEVELS = [[LevelConfig(4, 5), LevelConfig(3, 4)], [LevelConfig(4, 5)], [LevelConfig(3, 3), LevelConfig(3, 2)]]
 
 
 def families() -> dict[str, FamilyInput]:
@@ -46,7 +46,7 @@ def families() -> dict[str, FamilyInput]:
 
 
 def net(**options: Any) -> CategoricalVQVAE:
-    sizes = {"embedding_dim": 6, "hidden_dim": 8, "decoder_dim": 7, "partial_dim": 5}
+    sizes = {"embedding_dim": 6, "hidden_dim": 8, "decoder_dim": 7, "partial_dim": 5, "latent_norm": True}
     made = randomised(CategoricalVQVAE(GROUPS, LEVELS, families(), **{**sizes, **options}))
     for name, buffer in made.named_buffers():
         buffer.copy_(numbers(*buffer.shape, seed=len(name)).abs() + 0.5)
@@ -175,7 +175,7 @@ def test_the_documented_example_has_its_documented_size() -> None:
     bounds = [0, 16, 49, 58]
     groups = [range(a, b) for a, b in pairwise(bounds)]
     levels = [auto_levels(n) for n in sizes]
-    model = CategoricalVQVAE(groups, levels)
+    model = CategoricalVQVAE(groups, levels, latent_norm=True)
     parameters = sum(p.numel() for p in model.parameters())
     codes = sum(d * k for d, k in zip(model.latent_dims, model.tokens, strict=True))
     assert (parameters, parameters + codes) == (212_224, 216_904)
@@ -196,7 +196,7 @@ def test_the_decoders_see_what_they_should() -> None:
 
 def test_latents_have_a_common_scale_only_with_the_norm() -> None:
     x = numbers(7, 11)
-    model = CategoricalVQVAE(GROUPS, LEVELS, families()).double()
+    model = CategoricalVQVAE(GROUPS, LEVELS, families(), latent_norm=True).double()
     for z in model.encode(x).latents:
         torch.testing.assert_close(z.mean(-1), torch.zeros(7, dtype=torch.float64))
     loose = CategoricalVQVAE(GROUPS, LEVELS, families(), latent_norm=False).double()
@@ -218,19 +218,10 @@ def whole(model: Model, codebooks: Any, buffers: Any, x: Tensor, key: Tensor, pa
 
 
 def test_one_pure_function_of_members_and_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient, buffers and codebooks, member by member and through `mfk.jit`."""
     monkeypatch.setattr(
         "mfk.core.compiler.jitted.compile_graph", lambda graph, fakes: lambda inputs: graph(*inputs)
     )
-    check_one_pure_function()
-
-
-@pytest.mark.slow
-def test_one_pure_function_of_members_and_of_compiled_code() -> None:
-    check_one_pure_function()
-
-
-def check_one_pure_function() -> None:
-    """Its gradient, buffers and codebooks, member by member and through `mfk.jit`."""
     model = mfk.stateless(lambda: net())
     states = [model.init(seed) for seed in (0, 1)]
     states = [({k: v + 0.1 * i for k, v in p.items()}, b) for i, (p, b) in enumerate(states)]
@@ -270,6 +261,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "no category": (lambda: CategoricalVQVAE([], []), "groups"),
     "levels of others": (lambda: CategoricalVQVAE([[0], [1]], LEVELS), "levels.*2 categories, got 3"),
     "no level": (lambda: CategoricalVQVAE([[0]], [[]]), r"levels\[0\]"),
+    "plain numbers": (lambda: CategoricalVQVAE([[0]], [[(4, 3)]]), r"levels\[0\]\[0\].*LevelConfig"),  # type: ignore[list-item]
+    "nothing after the norm": (
+        lambda: CategoricalVQVAE([[0]], [[LevelConfig(2, 4)]], latent_norm=True),
+        r"levels\[0\]\[0\].latent_dim.*>= 3",
+    ),
+    "parts of columns": (lambda: CategoricalVQVAE([[0.0]], LEVELS[:1]), r"groups\[0\]: .*ints"),  # type: ignore[list-item]
     "no tokens": (lambda: CategoricalVQVAE([[0]], [[LevelConfig(4, 0)]]), r"levels\[0\]\[0\].tokens"),
     "a column outside": (
         lambda: CategoricalVQVAE([[0]], LEVELS[:1], {"a": FamilyInput([1], MLPEncoder)}),
