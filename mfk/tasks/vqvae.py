@@ -94,12 +94,13 @@ def vqvae_task(
 ) -> Task:
     """Train encoders, decoders and codebooks on rows x [F], standardised.
 
-    With z_j the latents of codebook j, e_j their codes, q_j = e_j with z_j's derivative, g(j) the category
-    and r the correlation of distances, the loss of a batch of B rows is, times B::
+    With z_j the latents of codebook j, e_j their codes, q_j = e_j with z_j's derivative, and r the correlation
+    of distances, those of z and of e being means over the codebooks, the loss of a batch of B rows is, times
+    B::
 
         w_rec ‖x - D(q)‖² / F + w_vq mean_j (c (z_j - sg e_j)² [+ (sg z_j - e_j)² without use_ema])
         + w_info mean_j ‖x - D_j(q_j)‖² / F + w_ortho mean cos²(centroid_g, centroid_h)
-        + w_topo mean_j (0.3 (1 - r(x_g(j), z_j)) + 0.7 (1 - r(z_j, sg e_j)))
+        + w_topo (0.3 (1 - r(x, z)) + 0.7 (1 - r(z, sg e)))
 
     The last two couple the rows of a micro-batch; r is that of its first `topo_samples` rows (data are
     shuffled), and none of fewer than three. The codes' moving averages, batch norm's and the resets are part
@@ -234,24 +235,21 @@ def _loss(
         metrics["informativeness"] = losses.informativeness(torch.stack(alone), x).mean()
         total = total + config.informativeness_weight * metrics["informativeness"]
     if config.topo_weight > 0 and len(x) >= _COUPLED:
-        before, after = (r.mean() for r in distances_kept(nets, x[: config.topo_samples], parts))
+        before, after = distances_kept(x[: config.topo_samples], parts)
         metrics |= {"topo_pre": before, "topo_post": after}
         total = total + config.topo_weight * (_BEFORE * (1 - before) + _AFTER * (1 - after))
     return total, metrics
 
 
-def distances_kept(nets: VQVAENets, x: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
-    """Correlation of distances, [J] of the codebooks: a category's features to latents, latents to codes.
+def distances_kept(x: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+    """Correlations of distances: of rows to latents, and of latents to codes, both means over the codebooks.
 
     `x` are the first rows of those that `parts` were made of. No derivative goes through the codes: they
     follow the latents, and would take back what the loss asks of these.
     """
-    n = len(x)
-    before, after = [], []
-    for (g, _), z, e in zip(nets.codebooks, parts.latents, parts.codes, strict=True):
-        before.append(1 - losses.topographic(x[:, list(nets.groups[g])], z[:n]))
-        after.append(1 - losses.topographic(z[:n], e[:n].detach()))
-    return torch.stack(before), torch.stack(after)
+    latents = [z[: len(x)] for z in parts.latents]
+    codes = [e[: len(x)].detach() for e in parts.codes]
+    return 1 - losses.topographic(x, latents), 1 - losses.topographic(latents, codes)
 
 
 def _reset(config: VQVAEConfig, state: Tree, parts: Parts, batch: Batch) -> tuple[Tree, Tensor]:

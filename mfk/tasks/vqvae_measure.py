@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfk.core.types import Tree
+from mfk.losses import topographic
 from mfk.tasks.vqvae import Parts, VQVAEConfig, distances_kept, forward
 from mfk.tasks.vqvae_net import VQVAENets
 
@@ -25,8 +26,8 @@ class Score(NamedTuple):
     utilisation: float  # mean over the codebooks of the share of their codes that the rows use
     perplexity: float  # mean over the codebooks of exp(entropy of the tokens) / number of codes
     orthogonality: float  # mean |cosine| of two categories' centroids, mean embeddings
-    topo_pre: float  # correlation of distances, mean over the codebooks: features to latents
-    topo_post: float  # latents to codes
+    topo_pre: float  # correlation of distances, features to latents, the latter a mean over the codebooks
+    topo_post: float  # latents to codes, both such means
     bits: float  # of a row, sum over the codebooks of log2 of the number of codes
 
 
@@ -41,15 +42,15 @@ class BookRow(NamedTuple):
     perplexity: float  # exp(entropy)
     most: float  # share of the rows that have the commonest token
     alone: float  # mean squared error of the category's features as this code alone says them
-    topo_pre: float
-    topo_post: float
+    topo_pre: float  # correlation of distances, the category's features to these latents
+    topo_post: float  # and these latents to their codes
 
 
 def measure(
     nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor
 ) -> tuple[Score, list[BookRow]]:
     """The figures of rows [N, F], N >= 3; in parts of 256 rows where distances are compared."""
-    errors, indices, centroids, pre, post = [], [], [], [], []
+    errors, indices, centroids, kept, alike = [], [], [], [], []
     alone = x.new_zeros(len(nets.levels), dtype=torch.float64)
     for rows, parts in _parts(nets, config, params, state, x):
         errors.append((parts.decoded - rows).square().mean(1))
@@ -57,15 +58,16 @@ def measure(
         centroids.append(parts.embeddings.double().sum(0))
         for some in _pieces(len(rows)):
             if len(rows[some]) >= 3:
-                kept = distances_kept(nets, rows[some], _rows_of(parts, some))
-                pre.append(kept[0])
-                post.append(kept[1])
+                own = _rows_of(parts, some)
+                kept.append(torch.stack(distances_kept(rows[some], own)))
+                alike.append(torch.stack([_alike(nets, rows[some], own, j) for j in range(len(own.codes))]))
         said = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
         for j, ((g, _), one) in enumerate(zip(nets.codebooks, said, strict=True)):
-            own = list(nets.groups[g])
-            alone[j] += (one[:, own] - rows[:, own]).square().mean(1).double().sum()
+            columns = list(nets.groups[g])
+            alone[j] += (one[:, columns] - rows[:, columns]).square().mean(1).double().sum()
     found = torch.cat(indices)
-    before, after = (torch.stack(r).double().mean(0) for r in (pre, post))
+    before, after = torch.stack(kept).double().mean(0)
+    each = torch.stack(alike).double().mean(0)
     books = []
     for j, ((g, level), size) in enumerate(zip(nets.codebooks, nets.levels, strict=True)):
         share = torch.bincount(found[:, j], minlength=size.tokens).double() / len(x)
@@ -73,7 +75,7 @@ def measure(
         books.append(
             BookRow(
                 nets.categories[g], level, len(nets.groups[g]), size.tokens, int((share > 0).sum()),
-                float(entropy.exp()), float(share.max()), float(alone[j]) / len(x), float(before[j]), float(after[j]),
+                float(entropy.exp()), float(share.max()), float(alone[j]) / len(x), *each[j].tolist(),
             )
         )  # fmt: skip
     mse = float(torch.cat(errors).double().mean())
@@ -84,8 +86,8 @@ def measure(
         sum(book.used / book.tokens for book in books) / len(books),
         sum(book.perplexity / book.tokens for book in books) / len(books),
         _cosine(torch.stack(centroids).sum(0) / len(x)),
-        float(before.mean()),
-        float(after.mean()),
+        float(before),
+        float(after),
         float(torch.tensor([float(size.tokens) for size in nets.levels]).log2().sum()),
     )
     return score, books
@@ -97,6 +99,12 @@ def _parts(
     with torch.no_grad():
         for rows in x.split(_ROWS):
             yield rows, forward(nets, config, params, state, rows)
+
+
+def _alike(nets: VQVAENets, rows: Tensor, parts: Parts, j: int) -> Tensor:
+    """Correlations of a codebook's own distances, [2]: its category's features, latents, codes."""
+    x, z, e = rows[:, list(nets.groups[nets.codebooks[j][0]])], parts.latents[j], parts.codes[j]
+    return torch.stack([1 - topographic(x, z), 1 - topographic(z, e)])
 
 
 def _pieces(count: int) -> list[slice]:
