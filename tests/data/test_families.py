@@ -195,6 +195,14 @@ def test_files_that_are_no_files(table: FamilyTable, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"x\.parquet: the file is damaged"):
         open_families(tmp_path / "x.parquet")
+    with h5py.File(path, "w") as file:
+        file["features/a"] = h5py.SoftLink("/nowhere")
+        file.create_dataset("features/b/features", (10**12, 3), "f4", chunks=(100, 3))
+    with pytest.raises(ValueError, match=r"x\.h5: /features/a: expected a dataset aggregated/features"):
+        open_families(path)
+    with pytest.raises(ValueError, match=r"/features/b/features: refused: 12000000000000 bytes of numbers"):
+        open_families(path, ["b"])
+    assert open_families(path, ["b"], max_samples=7).families["b"].shape == (7, 3)
     for groups, message in (
         (["other"], "expected a group /features, got other"),
         (["features/a/b"], r"/features/a: expected a dataset aggregated/features .* got b"),
@@ -215,6 +223,7 @@ def test_arguments_are_named(table: FamilyTable, tmp_path: Path) -> None:
         ({"max_samples": 2.0}, "^max_samples: expected an int"),
         ({"families": "summary"}, "^families: expected at least one name in a list, got 'summary'"),
         ({"families": []}, "^families: expected at least one name"),
+        ({"families": [1]}, "^families: expected at least one name"),
         ({"families": ["summary", "summary"]}, "^families: expected each name once"),
         ({"families": ["nope"]}, r"x\.h5: there is no family 'nope'; it has summary, temporal"),
     )

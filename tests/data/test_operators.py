@@ -322,6 +322,9 @@ def test_bad_places(tmp_path: Path) -> None:
         generate_operators(tmp_path / "x.npz", 2)
     with pytest.raises(FileNotFoundError, match=r"x\.h5: there is no folder"):
         generate_operators(tmp_path / "new" / "x.h5", 2)
+    with pytest.raises(OSError, match=r"needs [0-9,.]+ MB, and its disk has"):
+        generate_operators(tmp_path / "x.h5", 10**12)
+    assert not os.listdir(tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_not_written(
