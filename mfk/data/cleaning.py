@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def fit_cleaning(
         std = 0.0 if column.min() == column.max() else float(column.std())
         if std <= config.min_std:
             kept[i] = False
-            cut = " within the percentiles" if std < np.std(x[:, i], dtype=np.float64) else ""
+            cut = " within the percentiles" if np.std(x[:, i], dtype=np.float64) > config.min_std else ""
             report.append(f"{names[i]}: dropped, constant{cut} (standard deviation {std:.3g})")
     _drop_copies(values, kept, config.max_correlation, names, report)
     if not kept.any():
@@ -207,5 +207,5 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _where(flags: np.ndarray) -> list[int]:
+def _where(flags: Any) -> list[int]:
     return np.flatnonzero(flags).tolist()

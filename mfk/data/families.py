@@ -57,7 +57,9 @@ def open_families(
     path = Path(path)
     if max_samples is not None and (type(max_samples) is not int or max_samples < 1):
         raise ValueError(f"max_samples: expected an int >= 1 or None, got {describe(max_samples)}")
-    if isinstance(families, str) or (families is not None and not families):
+    if families is not None and (
+        isinstance(families, str) or not families or {*map(type, families)} != {str}
+    ):
         raise ValueError(f"families: expected at least one name in a list, got {describe(families)}")
     if families is not None and len(set(families)) < len(families):
         raise ValueError(f"families: expected each name once, got {describe(list(families))}")

@@ -11,6 +11,7 @@ Features are float32 in compressed chunks of rows. The attributes of features/<f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4}
 
 CHUNK = 100
 """Rows in a chunk."""
+
+_SURELY_FINE, _RATIO = 2**28, 1000  # bytes that any file may hold; beyond, times its size: gzip does no more
 
 
 def read_hdf5(
@@ -43,6 +46,12 @@ def read_hdf5(
             data = _dataset(path, groups, family)
             where = f"{path}: {data.name}"
             check_shape(where, data.shape, data.dtype)
+            # Rows that were never written take no room in a file, and a small file can speak of any number.
+            needed = 4 * math.prod(data.shape) // len(data) * min(len(data), limit or len(data))
+            if needed > max(_SURELY_FINE, _RATIO * path.stat().st_size):
+                raise ValueError(
+                    f"{where}: refused: {needed} bytes of numbers in a file that is too small for them"
+                )
             arrays[family] = _stream(where, data, limit)
             found = None
             if "feature_registry" in groups[family].attrs:
@@ -94,7 +103,7 @@ def add_array(group: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Data
 
 
 def _dataset(path: Path, groups: h5py.Group, family: str) -> h5py.Dataset:
-    group = groups[family]
+    group = groups.get(family)  # None of a link that leads nowhere
     for place in ("aggregated/features", "features"):
         found = group.get(place) if isinstance(group, h5py.Group) else None
         if isinstance(found, h5py.Dataset) and found.shape is not None:

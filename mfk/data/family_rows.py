@@ -59,7 +59,7 @@ def numbered(family: str, count: int) -> tuple[str, ...]:
 def check_family(where: str, family: str) -> None:
     """Refuse a name that would be ambiguous in a file or in a full name."""
     if not family or "/" in family or SEPARATOR in family or family == ".":
-        raise ValueError(f"{where}: expected a family's name without '/' and '::', got {family!r:.80}")
+        raise ValueError(f"{where}expected a family's name without '/' and '::', got {family!r:.80}")
 
 
 def registry_text(names: Sequence[str], categories: Sequence[str]) -> str:

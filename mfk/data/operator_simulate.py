@@ -133,8 +133,7 @@ def simulate(
     keep = torch.exp(-STEP / given["noise_time"])
     # A uniform number in [0, 1) less its mean, of variance one.
     fresh, push = (1 - keep**2).sqrt() * math.sqrt(12), STEP * given["noise"]
-    noise, rolled = torch.zeros(wide), rng_of(seed, "start", block, wide)
-    noise += (rolled - 0.5) * math.sqrt(12)
+    noise = (rng_of(seed, "start", block, wide) - 0.5) * math.sqrt(12)
     for step in range(steps):
         u = torch.bmm(torch.bmm(u_y, u.view(wide)).view(tall), u_x).view(wide)
         v = torch.bmm(torch.bmm(v_y, v.view(wide)).view(tall), v_y).view(wide)
@@ -149,7 +148,7 @@ def simulate(
 
 
 def rng_of(seed: int, step: int | str, block: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers of a step."""
+    """Uniform numbers in [0, 1) of a step, or of the start."""
     return rng.uniform(rng.key(seed, "noise", block, step), Rows.all(shape[0]), shape[1:])
 
 

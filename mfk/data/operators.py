@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -90,7 +91,12 @@ def generate_operators(
     with held(path, work):
         _keep_record(path, work, {"samples": samples, **config, **_versions()})
         if not os.path.lexists(path):
-            _make(path, work, samples, config, progress or (lambda done, samples: None))
+            try:
+                _make(path, work, samples, config, progress or (lambda done, samples: None))
+            except BaseException:
+                if {*os.listdir(work)} <= {_RECORD, LOCK}:  # nothing was begun that could be gone on with
+                    _remove(work)
+                raise
         _remove(work)
     return path
 
@@ -148,6 +154,9 @@ def _make(path: Path, work: Path, samples: int, config: dict[str, int], progress
             fill_file(written, columns, config)
     # From here on nothing is left to be made; a file under the name that is not ours would show beside these.
     rows.unlink(missing_ok=True)
+    shutil.rmtree(
+        work / f"{_ROWS}.parts", ignore_errors=True
+    )  # of a process that was killed as it removed it
     if os.path.lexists(path):
         raise _taken(path)
     file.rename(path)
