@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from math import inf
+from pathlib import Path
 from typing import Any, Literal
 
-from vqvae_sections import FamilyConfig, VQVAEConfig
+from vqvae_runs import VQVAERun
+from vqvae_sections import VQVAEConfig
 
-from mfk.core.config import load_yaml, refuse_unused
+from mfk.core import yaml12
+from mfk.core.config import load_yaml, refuse_unused, save_yaml
 from mfk.core.types import describe
+from mfk.tasks.vqvae import VQVAEConfig as TaskConfig
+from mfk.tasks.vqvae_categories import CategoryConfig
+from mfk.tasks.vqvae_data import VQVAEDataConfig
+from mfk.tasks.vqvae_net import FamilyConfig, VQVAENetConfig
 from mfk.train import RunConfig, TrainConfig
 
 
@@ -127,6 +135,82 @@ def train_config(config: VQVAEConfig) -> TrainConfig:
 def run_config(config: VQVAEConfig) -> RunConfig:
     """Where the run goes: checkpoint_dir."""
     return RunConfig(out=config.training.checkpoint_dir)
+
+
+def to_run(config: VQVAEConfig) -> VQVAERun:
+    """The run that a documents' file asks for, in our own settings.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    model, training = config.model, config.training
+    reset, tops = training.dead_code_reset_interval, training.topo_weight > 0
+    return VQVAERun(
+        data=VQVAEDataConfig(Path(config.dataset_path), config.max_samples),
+        net=VQVAENetConfig(model.group_embedding_dim, model.group_hidden_dim, dropout=model.dropout),
+        categories=CategoryConfig(
+            training.category_assignment,
+            training.num_categories_auto,
+            training.orthogonality_target,
+            training.min_features_per_category,
+            training.max_clusters,
+        ),
+        vqvae=TaskConfig(
+            reconstruction_weight=training.reconstruction_weight,
+            vq_weight=training.vq_weight,
+            commitment_cost=model.commitment_cost,
+            orthogonality_weight=weight(config, "orthogonality_weight"),
+            informativeness_weight=weight(config, "informativeness_weight"),
+            topo_weight=training.topo_weight,
+            topo_samples=training.topo_samples if tops else TaskConfig.topo_samples,
+            use_ema=model.use_ema,
+            decay=model.decay,
+            dead_code_reset_interval=reset,
+            dead_code_threshold=training.dead_code_threshold,
+            dead_code_max_reset_fraction=training.dead_code_max_reset_fraction,
+        ),
+        train=train_config(config),
+        families=config.families,
+        levels=model.levels,
+        category_mapping=training.category_mapping,
+        verbose=config.logging.verbose,
+        run=run_config(config),
+    )
+
+
+def translated(words: Sequence[str], folder: Path) -> list[str]:
+    """A command line in which a documents' file after --config is replaced by one in our own settings.
+
+    A file of our own settings, and everything else, stays. The new file lies in `folder`. ``best_model.pt``
+    after --resume, as the documents have it, becomes its run's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    out = list(words)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if not equals and i + 1 == len(words):
+            continue
+        at = i if equals else i + 1
+        value = value if equals else words[i + 1]
+        if flag == "--config" and is_documented(value):
+            file = folder / "config.yaml"
+            save_yaml(to_run(load(value)), file)
+            out[at] = f"--config={file}" if equals else str(file)
+        elif flag.replace("_", "-") in ("--resume", "--resume-from") and Path(value).name == "best_model.pt":
+            out[at] = f"{flag}={Path(value).parent}" if equals else str(Path(value).parent)
+    return out
+
+
+def is_documented(path: str) -> bool:
+    """Whether a YAML file speaks of the documents' sections; False where it cannot be read, too."""
+    sections = {"dataset_path", "max_samples", "model", "training", "logging", "random_seed"}
+    try:
+        data = yaml12.loads(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, ValueError):
+        return False  # whoever reads it next says what is wrong with it
+    return isinstance(data, dict) and not sections.isdisjoint(data)
 
 
 _RANGES = (

@@ -5,44 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class EncoderParams:
-    """The network that reads one family."""
-
-    hidden_dims: tuple[int, ...] = (128, 64)
-    """MLPEncoder: widths of the hidden layers."""
-    channels: tuple[int, ...] = (32, 64, 128)
-    """TemporalCNNEncoder: channels of the convolutions, each at half the length of the one before."""
-    kernel_size: int = 5
-    """TemporalCNNEncoder: taps of a convolution, odd."""
-    output_dim: int = 64
-    """Length of the family's embedding."""
-    dropout: float = 0.1
-    """Share of the hidden units that a training step drops."""
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """Of the hidden layers."""
-    batch_norm: bool = True
-    """Normalise hidden units over the batch; running means are used in evaluation."""
-
-
-@dataclass(frozen=True)
-class FamilyConfig:
-    """One family of features."""
-
-    encoder: Literal["MLPEncoder", "TemporalCNNEncoder"] = "MLPEncoder"
-    """MLPEncoder for rows [N, D], or for series [N, T, D] laid flat; TemporalCNNEncoder for series."""
-    encoder_params: EncoderParams = field(default_factory=EncoderParams)
-
-
-@dataclass(frozen=True)
-class LevelSetting:
-    """One level of codes of every category."""
-
-    latent_dim: int
-    """Length of a code."""
-    num_tokens: int
-    """Codes in the codebook."""
+from mfk.tasks.vqvae_net import EncoderParams, FamilyConfig, LevelSetting
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfk import losses
 from mfk.core import rng
 from mfk.core.types import Aux, Batch, Metrics, Rows, Task, Tree
-from mfk.nn import CodebookState, kmeans_codebook, quantize, reset_dead
+from mfk.nn import CodebookState, init_codebook, kmeans_codebook, quantize, reset_dead
 from mfk.tasks.vqvae_net import VQVAENets
 
 _BEFORE, _AFTER = 0.3, 0.7  # shares of input-latent and latent-code in the topographic loss, as documented
@@ -173,6 +173,19 @@ def vqvae_task(
         return {name: x * rows for name, x in found.items()}, dict.fromkeys(found, rows)
 
     return Task(init, draw, loss, evaluate)
+
+
+def blank(nets: VQVAENets, config: VQVAEConfig, seed: int) -> tuple[Tree, Tree]:
+    """Untrained parameters and state, all codes zero: what a checkpoint's are loaded into."""
+    net, buffers = nets.model.init(seed)
+    books = {
+        str(j): init_codebook(torch.zeros(level.tokens, level.latent_dim))
+        for j, level in enumerate(nets.levels)
+    }
+    params: Tree = {"net": net}
+    if not config.use_ema:
+        params["codes"] = {j: book.codes for j, book in books.items()}
+    return params, {"buffers": buffers, "books": books}
 
 
 def forward(

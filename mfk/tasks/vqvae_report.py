@@ -98,7 +98,7 @@ def write_report(
         "",
         *markdown(*token_table(tokens)),
         "",
-        "bits together: entropy of a category's tokens; shared: largest mutual information with one of another.",
+        "bits together: entropy of a category's tokens; shared: largest mutual information with another's.",
         "",
     ]
     folder.mkdir(parents=True, exist_ok=True)

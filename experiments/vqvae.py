@@ -1,0 +1,98 @@
+"""Train tokenizers of feature families: rows in codes, by categories that they find themselves.
+
+python experiments/vqvae.py                                          # 1,000 simulated operators, made first
+python experiments/vqvae.py --data table.npz                         # any table of named families
+python experiments/vqvae.py --config experiments/configs/vqvae/validation/1k_arch_summary.yaml
+python experiments/vqvae.py encode --checkpoint outputs/vqvae/latest --data table.npz --output tokens.parquet
+python experiments/vqvae.py decode --checkpoint outputs/vqvae/latest --tokens tokens.parquet --output rows.h5
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from vqvae_commands import COMMANDS, command
+from vqvae_config import translated
+from vqvae_runs import TOKENIZER, VQVAERun, draw_found, make_ready, report, task_of, tokenizer_text, trained
+
+from mfk import train
+from mfk.core import cli
+from mfk.data import batches_of
+from mfk.tasks import vqvae_data, vqvae_report
+from mfk.train import TrainConfig
+
+_TRAIN = TrainConfig(
+    epochs=200, warmup_epochs=1, batch_size=256, lr=2e-3, min_lr=2e-5, weight_decay=0.0, clip=1.0, ema_decay=None,
+    validate_every=None, validate_every_epochs=10, checkpoint_every=None, checkpoint_every_epochs=20,
+    log_every=20, jit=False,
+)  # fmt: skip
+_DEFAULT = VQVAERun(train=_TRAIN)
+PRESETS = {
+    "default": ("1,000 operators, all their families", _DEFAULT),
+    "quick": (
+        "the same, a short look",
+        replace(_DEFAULT, train=replace(_TRAIN, epochs=10, validate_every_epochs=5)),
+    ),
+}
+
+
+def main() -> None:
+    """Parse the command line and run it; a user's mistake ends with code 2."""
+
+    def program() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            given = cli.parse(
+                PRESETS,
+                COMMANDS,
+                prog="vqvae.py",
+                description="Tokenizers of feature families, by categories.",
+                root=Path("outputs") / "vqvae",
+                argv=translated(sys.argv[1:], Path(folder)),
+            )
+        if isinstance(given, VQVAERun):
+            run(given)
+        else:
+            command(given)
+
+    cli.main(program, train.TrainingDiverged)
+
+
+def run(settings: VQVAERun) -> None:
+    """Train as configured, then report on held-out rows."""
+    started = time.perf_counter()
+    ready = make_ready(settings)
+    record = vqvae_data.data_record(settings.data)
+    if settings.run.resume is not None:
+        train.check_same_data(Path(settings.run.resume), record)
+    rows = {"x": ready.data.train}
+    batches = batches_of(rows, settings.train.batch_size, seed=settings.train.seed, config=settings.loader)
+    assert batches.per_epoch is not None
+    result = train.launch(
+        task_of(settings, ready, batches.per_epoch),
+        settings,
+        name="vqvae",
+        validation=[{"x": ready.data.val}],
+        batches=batches,
+        example={"x": ready.data.train[: settings.train.batch_size]},
+        files={train.DATA: record, TOKENIZER: tokenizer_text(ready)},
+        fixed=("net", "vqvae", "data", "families", "levels", "categories", "category_mapping",
+               "loader.shuffle"),
+    )  # fmt: skip
+    if result is None:
+        return
+    made = trained(result.run)
+    seconds = f"{time.perf_counter() - started:.0f} s until the report"
+    score = report(made, ready.data, result.run, {"this session": seconds})
+    if settings.plots:
+        draw_found(ready, result.run)
+    vqvae_report.write_documented(
+        result.run, made.nets, made.prepared, made.params, made.state, result.state.opt, score, result.best
+    )
+
+
+if __name__ == "__main__":
+    main()

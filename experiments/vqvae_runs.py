@@ -1,0 +1,198 @@
+"""The settings of a tokenizer's run, what it has come to, its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Fixed, Suppress
+
+from mfk import train
+from mfk.core import config, tree
+from mfk.core.types import Task, Tree
+from mfk.data import LoaderConfig, generate_operators
+from mfk.data.categories import Categories
+from mfk.tasks import (
+    vqvae,
+    vqvae_categories,
+    vqvae_data,
+    vqvae_measure,
+    vqvae_net,
+    vqvae_report,
+    vqvae_tokens,
+)
+from mfk.tasks.category_drawing import draw_categories
+from mfk.train import RunConfig, TrainConfig
+
+TOKENIZER = "tokenizer.json"
+"""In a run's folder: how a table becomes rows, and the categories."""
+
+BASELINES = {"baseline_1k.h5": 1_000, "baseline_10k.h5": 10_000}
+"""Data sets that are made where they are asked for and are not there: name -> operators."""
+
+
+@dataclass(frozen=True)
+class VQVAERun:
+    """A training run."""
+
+    data: vqvae_data.VQVAEDataConfig = field(default_factory=vqvae_data.VQVAEDataConfig)
+    net: vqvae_net.VQVAENetConfig = field(default_factory=vqvae_net.VQVAENetConfig)
+    categories: vqvae_categories.CategoryConfig = field(default_factory=vqvae_categories.CategoryConfig)
+    vqvae: vqvae.VQVAEConfig = field(default_factory=vqvae.VQVAEConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    families: Annotated[dict[str, vqvae_net.FamilyConfig], Fixed, Suppress] = field(default_factory=dict)
+    """Families to read, in this order, and their encoders; none: all of the table. In a file alone."""
+    levels: Annotated[tuple[vqvae_net.LevelSetting, ...], Fixed, Suppress] = ()
+    """Levels from coarse to fine, the same for each category; none: by its features. In a file alone."""
+    category_mapping: Annotated[dict[str, tuple[str, ...]], Fixed, Suppress] = field(default_factory=dict)
+    """Category -> patterns of full names, such as "summary::*_mean". In a file alone."""
+    verbose: bool = False
+    """Say what cleaning did, and the features of each category."""
+    plots: bool = True
+    """Draw categories.png and codebooks.png into the run's folder."""
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class Ready(NamedTuple):
+    """Data, categories and network of a run."""
+
+    data: vqvae_data.VQVAEData
+    categories: Categories
+    nets: vqvae_net.VQVAENets
+
+
+class Trained(NamedTuple):
+    """A run's tokenizer at its best validation."""
+
+    settings: VQVAERun
+    prepared: vqvae_data.Preparation
+    nets: vqvae_net.VQVAENets
+    params: Tree
+    state: Tree
+    step: int
+
+
+def make_ready(settings: VQVAERun) -> Ready:
+    """Open the data, made if need be, find the categories, build the network."""
+    file = settings.data.data
+    if not file.exists() and file.name in BASELINES:
+        print(f"{file} is not there: simulating {BASELINES[file.name]:,} operators", file=sys.stderr)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        generate_operators(file, BASELINES[file.name], progress=show_progress)
+    chosen = tuple(settings.families) or None
+    data = vqvae_data.open_vqvae(settings.data, chosen, settings.train.seed)
+    found = vqvae_categories.categories_of(settings.categories, settings.category_mapping, data)
+    nets = vqvae_net.vqvae_nets(
+        settings.net, settings.families, settings.levels, data.prepared, found, len(data.train)
+    )
+    names = vqvae_data.feature_names(data.prepared)
+    dropped = sum(map(len, data.prepared.features.values())) - len(names)
+    print(
+        f"{data.name}: {len(data.train):,} + {len(data.val):,} rows, {len(names)} features ({dropped} dropped), "
+        f"{len(found.names)} categories, {len(nets.levels)} codebooks"
+    )
+    if settings.verbose:
+        for line in data.report:
+            print(f"  {line}")
+        for g, name in enumerate(found.names):
+            own = [names[i] for i in np.flatnonzero(found.assignment == g)]
+            print(f"  {name}: {', '.join(own)}")
+    return Ready(data, found, nets)
+
+
+def task_of(settings: VQVAERun, ready: Ready, per_epoch: int) -> Task:
+    """The training problem."""
+    return vqvae.vqvae_task(
+        ready.nets,
+        settings.vqvae,
+        ready.data.train,
+        batch_size=min(settings.train.batch_size, len(ready.data.train)),
+        per_epoch=per_epoch,
+    )
+
+
+def tokenizer_text(ready: Ready) -> str:
+    """What a run has to keep beside its parameters."""
+    return json.dumps(
+        {
+            "prepared": json.loads(vqvae_data.to_json(ready.data.prepared)),
+            "categories": list(ready.categories.names),
+            "assignment": ready.categories.assignment.tolist(),
+            "rows": len(ready.data.train),
+        }
+    )
+
+
+def settings_of(checkpoint: Path) -> VQVAERun:
+    """The settings that a run was started with."""
+    return config.load_yaml(VQVAERun, train.run_of(checkpoint) / "config.yaml")
+
+
+def trained(checkpoint: Path) -> Trained:
+    """The tokenizer of a run; no data are read."""
+    settings = settings_of(checkpoint)
+    file = train.run_of(checkpoint) / TOKENIZER
+    try:
+        kept = json.loads(file.read_bytes())
+        names, rows = [str(name) for name in kept["categories"]], int(kept["rows"])
+        found = vqvae_categories.given(np.array(kept["assignment"], np.int64), names)
+        text = json.dumps(kept["prepared"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: a tokenizer's run has this file, and it is not there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected what a run writes there, got another text ({error!r})") from None
+    prepared = vqvae_data.from_json(text, str(file))
+    nets = vqvae_net.vqvae_nets(settings.net, settings.families, settings.levels, prepared, found, rows)
+    params, state = vqvae.blank(nets, settings.vqvae, settings.train.seed)
+    step = train.find(checkpoint, "best").step
+    params = train.load_params(checkpoint, params, "best")
+    return Trained(settings, prepared, nets, params, train.load_state(checkpoint, state, "best"), step)
+
+
+def report(
+    made: Trained, data: vqvae_data.VQVAEData, out: Path, more: Mapping[str, Any]
+) -> vqvae_measure.Score:
+    """Measure a tokenizer on held-out rows; the report goes into the folder `out`."""
+    settings, nets = made.settings, made.nets
+    own = (nets, settings.vqvae, made.params, made.state)
+    score, books = vqvae_measure.measure(*own, data.val)
+    seen, _ = vqvae_measure.measure(*own, data.train)
+    scores = {"held out": score, "trained on": seen}
+    every = vqvae_tokens.token_statistics(nets, vqvae_tokens.encode(*own, data.train))
+    facts: dict[str, Any] = {
+        "data": data.name,
+        "features": f"{len(vqvae_data.feature_names(made.prepared))} of {', '.join(made.prepared.families)}",
+        "codebooks": f"{len(nets.levels)}, of {len(nets.categories)} categories",
+        "network": f"{tree.size(made.params):,} parameters",
+        "training": f"step {made.step}, {settings.train.batch_size} rows each",
+        **more,
+        **train.versions(settings.train.seed),
+    }
+    written = vqvae_report.write_report(out, scores, books, every, facts)
+    if settings.plots:
+        written.append(vqvae_report.draw_codebooks(out / "codebooks.png", *own))
+    vqvae_report.print_scores(scores, books, f"{data.name}: tokens")
+    print("wrote " + ", ".join(str(file) for file in written))
+    return score
+
+
+def draw_found(ready: Ready, out: Path) -> None:
+    """Draw how the categories were found, where there is something to draw."""
+    if ready.categories.correlation.size and len(ready.categories.assignment) > 1:
+        draw_categories(
+            ready.categories, vqvae_data.feature_names(ready.data.prepared), out / "categories.png"
+        )
+        print(f"wrote {out / 'categories.png'}")
+
+
+def show_progress(done: int, total: int) -> None:
+    """Operators that are there, on one line of the terminal."""
+    print(
+        f"\r{done:,}/{total:,} operators\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True
+    )
