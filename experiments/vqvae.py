@@ -23,16 +23,17 @@ from mfk import train
 from mfk.core import cli
 from mfk.data import batches_of
 from mfk.tasks import vqvae_data, vqvae_report
+from mfk.tasks.vqvae_net import FamilyConfig
 from mfk.train import TrainConfig
 
 _TRAIN = TrainConfig(
-    epochs=200, warmup_epochs=1, batch_size=256, lr=2e-3, min_lr=2e-5, weight_decay=0.0, clip=1.0, ema_decay=None,
-    validate_every=None, validate_every_epochs=10, checkpoint_every=None, checkpoint_every_epochs=20,
-    log_every=20, jit=False,
+    epochs=200, warmup_epochs=1, batch_size=256, lr=2e-3, min_lr=2e-5, weight_decay=0.0, clip=1.0,
+    ema_decay=None, validate_every=None, validate_every_epochs=10, checkpoint_every=None,
+    checkpoint_every_epochs=20, log_every=20, jit=False,
 )  # fmt: skip
-_DEFAULT = VQVAERun(train=_TRAIN)
+_DEFAULT = VQVAERun(train=_TRAIN, families={name: FamilyConfig() for name in ("architecture", "summary")})
 PRESETS = {
-    "default": ("1,000 operators, all their families", _DEFAULT),
+    "default": ("1,000 operators: their parameters and summaries", _DEFAULT),
     "quick": (
         "the same, a short look",
         replace(_DEFAULT, train=replace(_TRAIN, epochs=10, validate_every_epochs=5)),

@@ -117,8 +117,8 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
         error = float((vqvae_tokens.decode(*own, tokens) - rows).square().mean())
         print_rows(*vqvae_report.token_table(vqvae_tokens.token_statistics(made.nets, tokens)), "tokens")
         print(
-            f"wrote {given.output}: {len(tokens):,} rows of {tokens.shape[1]} tokens; decoded they are off by "
-            f"{error:.4f} of the features' variance"
+            f"wrote {given.output}: {len(tokens):,} rows of {tokens.shape[1]} tokens; decoded they are "
+            f"off by {error:.4f} of the features' variance"
         )
     elif isinstance(given, Decode):
         tokens = vqvae_tokens.read_tokens(given.tokens, made.nets)

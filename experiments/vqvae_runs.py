@@ -94,8 +94,8 @@ def make_ready(settings: VQVAERun) -> Ready:
     names = vqvae_data.feature_names(data.prepared)
     dropped = sum(map(len, data.prepared.features.values())) - len(names)
     print(
-        f"{data.name}: {len(data.train):,} + {len(data.val):,} rows, {len(names)} features ({dropped} dropped), "
-        f"{len(found.names)} categories, {len(nets.levels)} codebooks"
+        f"{data.name}: {len(data.train):,} + {len(data.val):,} rows, {len(names)} features ({dropped} "
+        f"dropped), {len(found.names)} categories, {len(nets.levels)} codebooks"
     )
     if settings.verbose:
         for line in data.report:

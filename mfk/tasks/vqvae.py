@@ -94,9 +94,9 @@ def vqvae_task(
 ) -> Task:
     """Train encoders, decoders and codebooks on rows x [F], standardised.
 
-    With z_j the latents of codebook j, e_j their codes, q_j = e_j with z_j's derivative, and r the correlation
-    of distances, those of z and of e being means over the codebooks, the loss of a batch of B rows is, times
-    B::
+    With z_j the latents of codebook j, e_j their codes, q_j = e_j with z_j's derivative, and r the
+    correlation of distances, those of z and of e being means over the codebooks, the loss of a batch of B
+    rows is, times B::
 
         w_rec ‖x - D(q)‖² / F + w_vq mean_j (c (z_j - sg e_j)² [+ (sg z_j - e_j)² without use_ema])
         + w_info mean_j ‖x - D_j(q_j)‖² / F + w_ortho mean cos²(centroid_g, centroid_h)

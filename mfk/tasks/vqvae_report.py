@@ -37,7 +37,8 @@ def score_table(rows: Mapping[str, Score]) -> tuple[list[str], list[list[str]]]:
     shown = [
         [
             name, f"{r.rows:,}", f"{r.bits:.0f}", f"{r.quality:.4f}", f"{100 * r.utilisation:.1f} %",
-            f"{100 * r.perplexity:.1f} %", f"{r.orthogonality:.3f}", f"{r.topo_pre:.3f}", f"{r.topo_post:.3f}",
+            f"{100 * r.perplexity:.1f} %", f"{r.orthogonality:.3f}", f"{r.topo_pre:.3f}",
+            f"{r.topo_post:.3f}",
         ]
         for name, r in rows.items()
     ]  # fmt: skip
@@ -88,7 +89,7 @@ def write_report(
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", *markdown(*score_table(scores)), ""]
     lines += [
-        "quality: 1 - mean squared error in the features' deviations; utilisation: codes that these rows use;",
+        "quality: 1 - mean squared error in the features' deviations; utilisation: codes these rows use;",
         "perplexity: exp(entropy) of a codebook's tokens / its codes; orthogonality: mean |cosine| of two",
         "categories' mean embeddings; topo: correlation of distances, features to latents, latents to codes.",
         "",
