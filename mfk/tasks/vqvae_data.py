@@ -82,8 +82,8 @@ def open_vqvae(config: VQVAEDataConfig, families: Sequence[str] | None, seed: in
     rows = len(next(iter(table.families.values())))
     if rows < LEAST:
         raise ValueError(f"{config.data}: expected at least {LEAST} rows, got {rows}")
-    held = max(2, round(share * rows))
-    if rows - held < 2:
+    held = max(3, round(share * rows))  # three rows have distances to correlate
+    if rows - held < 3:
         raise ValueError(f"validation_share: {share} leaves {rows - held} of {rows} rows to train on")
     order = np.argsort(rng.uniform(rng.key(seed, "split"), Rows.all(rows)).numpy(), kind="stable")
     val, train = np.sort(order[:held]), np.sort(order[held:])

@@ -49,8 +49,12 @@ class BookRow(NamedTuple):
 def measure(
     nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor
 ) -> tuple[Score, list[BookRow]]:
-    """The figures of rows [N, F], N >= 3; in parts of 256 rows where distances are compared."""
-    errors, indices, centroids, kept, alike = [], [], [], [], []
+    """The figures of rows [N, F], N >= 3.
+
+    Distances are compared in parts of 256 rows, the figures of which are averaged by their rows.
+    """
+    errors, indices, centroids, kept, alike, compared = [], [], [], [], [], 0
+    books_of = range(len(nets.levels))
     alone = x.new_zeros(len(nets.levels), dtype=torch.float64)
     for rows, parts in _parts(nets, config, params, state, x):
         errors.append((parts.decoded - rows).square().mean(1))
@@ -59,15 +63,17 @@ def measure(
         for some in _pieces(len(rows)):
             if len(rows[some]) >= 3:
                 own = _rows_of(parts, some)
-                kept.append(torch.stack(distances_kept(rows[some], own)))
-                alike.append(torch.stack([_alike(nets, rows[some], own, j) for j in range(len(own.codes))]))
+                count = len(rows[some])
+                kept.append(count * torch.stack(distances_kept(rows[some], own)))
+                alike.append(count * torch.stack([_alike(nets, rows[some], own, j) for j in books_of]))
+                compared += count
         said = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
         for j, ((g, _), one) in enumerate(zip(nets.codebooks, said, strict=True)):
             columns = list(nets.groups[g])
             alone[j] += (one[:, columns] - rows[:, columns]).square().mean(1).double().sum()
     found = torch.cat(indices)
-    before, after = torch.stack(kept).double().mean(0)
-    each = torch.stack(alike).double().mean(0)
+    before, after = torch.stack(kept).double().sum(0) / compared
+    each = torch.stack(alike).double().sum(0) / compared
     books = []
     for j, ((g, level), size) in enumerate(zip(nets.codebooks, nets.levels, strict=True)):
         share = torch.bincount(found[:, j], minlength=size.tokens).double() / len(x)
