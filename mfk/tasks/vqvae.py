@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -90,7 +90,13 @@ def check_vqvae(config: VQVAEConfig) -> None:
 
 
 def vqvae_task(
-    nets: VQVAENets, config: VQVAEConfig, start: Tensor, *, batch_size: int, per_epoch: int
+    nets: VQVAENets,
+    config: VQVAEConfig,
+    start: Tensor,
+    *,
+    batch_size: int,
+    per_epoch: int,
+    accumulate: int = 1,
 ) -> Task:
     """Train encoders, decoders and codebooks on rows x [F], standardised.
 
@@ -103,9 +109,10 @@ def vqvae_task(
         + w_topo (0.3 (1 - r(x, z)) + 0.7 (1 - r(z, sg e)))
 
     The last two couple the rows of a micro-batch; r is that of its first `topo_samples` rows (data are
-    shuffled), and none of fewer than three. The codes' moving averages, batch norm's and the resets are part
-    of the carried state. Codes start at k-means of the untrained network's latents. Every
-    `dead_code_reset_interval` epochs those that are hardly used become latents of rows of the batch.
+    shuffled), and 1 of fewer than three. The codes' moving averages and batch norm's are part of the carried
+    state and move with every micro-batch, the codes' by the decay^(1 / accumulate), so that the decay is a
+    step's. Codes start at k-means of the untrained network's latents. Every `dead_code_reset_interval` epochs
+    those that are hardly used become latents of rows of the batch, of its first micro-batch.
 
     A batch is {"x": [B, F]}.
 
@@ -115,6 +122,7 @@ def vqvae_task(
         start: training rows [N, F], the first of which the codebooks start from.
         batch_size: rows of a batch.
         per_epoch: batches of an epoch.
+        accumulate: micro-batches of a step.
 
     Raises:
         ValueError: a setting is out of range or has no effect.
@@ -122,16 +130,16 @@ def vqvae_task(
     check_vqvae(config)
     every = None if config.dead_code_reset_interval is None else config.dead_code_reset_interval * per_epoch
     most = max(level.tokens for level in nets.levels)
+    micro = -(-batch_size // accumulate)
+    moving = replace(config, decay=config.decay ** (1 / accumulate))
 
     def init(seed: int) -> tuple[Tree, Tree]:
         net, buffers = nets.model.init(seed)
         with torch.no_grad():
-            rows = start[:_START]
+            rows = start[: max(_START, most)]
             latents = nets.model.apply(net, buffers, "encode", rows).latents
         books = {
-            str(j): kmeans_codebook(
-                z, level.tokens, seed=rng.key(seed, "codes", j), batch=batch_size, starts=1
-            )
+            str(j): kmeans_codebook(z, level.tokens, seed=rng.key(seed, "codes", j), batch=micro, starts=1)
             for j, (z, level) in enumerate(zip(latents, nets.levels, strict=True))
         }
         params: Tree = {"net": net}
@@ -145,7 +153,8 @@ def vqvae_task(
         numbers = rng.uniform(rng.key(seed, step, "dropout"), rows, (), torch.float64)
         drawn["key"] = (numbers * 2**31).long()
         if every is not None:
-            drawn["reset"] = torch.tensor((step + 1) % every == 0)
+            # Of one micro-batch alone: each would replace as many codes as a reset may.
+            drawn["reset"] = torch.tensor((step + 1) % every == 0 and rows.index[0] == 0)
             count = len(rows.index)
             own = rng.uniform(
                 rng.key(seed, step, "candidates", rows.index[0]), Rows.all(count), (len(nets.levels),)
@@ -156,7 +165,7 @@ def vqvae_task(
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         del teacher
-        parts = forward(nets, config, params, state, batch["x"], batch["key"], training=True)
+        parts = forward(nets, moving, params, state, batch["x"], batch["key"], training=True)
         total, metrics = _loss(nets, config, params, state, batch["x"], parts)
         after = parts.state
         if every is not None:
@@ -201,6 +210,10 @@ def forward(
     """Encode, quantise and decode rows [B, F]; `state` is returned changed only in training."""
     # A single row has no variance for batch norm; the running one stands in.
     encoded = nets.model.apply(params["net"], state["buffers"], "encode", x, key, training and len(x) > 1)
+    # Under autocast a network's products come out narrower; codes, distances and errors stay in x's dtype.
+    encoded = encoded._replace(
+        latents=tuple(z.to(x.dtype) for z in encoded.latents), embeddings=encoded.embeddings.to(x.dtype)
+    )
     books: dict[str, CodebookState] = {}
     quantized, codes, indices, usage = [], [], [], []
     for j, z in enumerate(encoded.latents):
@@ -214,7 +227,7 @@ def forward(
         books[str(j)] = after
         usage.append(metrics)
     named = {name: torch.stack([one[name] for one in usage]).mean() for name in ("perplexity", "used")}
-    decoded = nets.model.apply(params["net"], state["buffers"], "decode", quantized)
+    decoded = nets.model.apply(params["net"], state["buffers"], "decode", quantized).to(x.dtype)
     return Parts(
         encoded.embeddings,
         encoded.latents,
@@ -245,10 +258,13 @@ def _loss(
         total = total + config.orthogonality_weight * metrics["orthogonality"]
     if config.informativeness_weight > 0:
         alone = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
-        metrics["informativeness"] = losses.informativeness(torch.stack(alone), x).mean()
+        metrics["informativeness"] = losses.informativeness(torch.stack(alone).to(x.dtype), x).mean()
         total = total + config.informativeness_weight * metrics["informativeness"]
-    if config.topo_weight > 0 and len(x) >= _COUPLED:
-        before, after = distances_kept(x[: config.topo_samples], parts)
+    if config.topo_weight > 0:
+        # Of fewer rows there is at most one distance, with which any other agrees.
+        before, after = error.new_ones(2)
+        if len(x) >= _COUPLED:
+            before, after = distances_kept(x[: config.topo_samples], parts)
         metrics |= {"topo_pre": before, "topo_post": after}
         total = total + config.topo_weight * (_BEFORE * (1 - before) + _AFTER * (1 - after))
     return total, metrics
