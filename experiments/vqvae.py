@@ -17,13 +17,22 @@ from pathlib import Path
 
 from vqvae_commands import COMMANDS, command
 from vqvae_config import translated
-from vqvae_runs import TOKENIZER, VQVAERun, draw_found, make_ready, report, task_of, tokenizer_text, trained
+from vqvae_runs import (
+    TOKENIZER,
+    VQVAERun,
+    check_same_categories,
+    draw_found,
+    make_ready,
+    report,
+    task_of,
+    tokenizer_text,
+    trained,
+)
 
 from mfk import train
 from mfk.core import cli
 from mfk.data import batches_of
 from mfk.tasks import vqvae_data, vqvae_report
-from mfk.tasks.vqvae_net import FamilyConfig
 from mfk.train import TrainConfig
 
 _TRAIN = TrainConfig(
@@ -31,7 +40,7 @@ _TRAIN = TrainConfig(
     ema_decay=None, validate_every=None, validate_every_epochs=10, checkpoint_every=None,
     checkpoint_every_epochs=20, log_every=20, jit=False,
 )  # fmt: skip
-_DEFAULT = VQVAERun(train=_TRAIN, families={name: FamilyConfig() for name in ("architecture", "summary")})
+_DEFAULT = VQVAERun(train=_TRAIN)
 PRESETS = {
     "default": ("1,000 operators: their parameters and summaries", _DEFAULT),
     "quick": (
@@ -65,10 +74,13 @@ def main() -> None:
 def run(settings: VQVAERun) -> None:
     """Train as configured, then report on held-out rows."""
     started = time.perf_counter()
+    resumed = None if settings.run.resume is None else Path(settings.run.resume)
+    if resumed is not None:
+        train.check_same_data(resumed, vqvae_data.data_record(settings.data))
     ready = make_ready(settings)
     record = vqvae_data.data_record(settings.data)
-    if settings.run.resume is not None:
-        train.check_same_data(Path(settings.run.resume), record)
+    if resumed is not None:
+        check_same_categories(resumed, ready)
     rows = {"x": ready.data.train}
     batches = batches_of(rows, settings.train.batch_size, seed=settings.train.seed, config=settings.loader)
     assert batches.per_epoch is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqvae_runs import report, show_progress, trained
+from vqvae_runs import open_data, report, show_progress, trained
 
 from mfk import train
 from mfk.data import generate_operators, open_families, write_families
@@ -103,9 +103,12 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
     if isinstance(given, Evaluate):
         run = train.run_of(given.checkpoint)
         train.check_same_data(run, vqvae_data.data_record(made.settings.data))
-        families = tuple(made.settings.families) or None
-        data = vqvae_data.open_vqvae(made.settings.data, families, made.settings.train.seed)
-        report(made, data, given.out or run / "evaluation", {"checkpoint": str(given.checkpoint)})
+        report(
+            made,
+            open_data(made.settings),
+            given.out or run / "evaluation",
+            {"checkpoint": str(given.checkpoint)},
+        )
     elif isinstance(given, Encode):
         table = open_families(given.data, tuple(made.prepared.features), max_samples=given.max_samples)
         try:

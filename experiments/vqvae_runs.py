@@ -35,6 +35,9 @@ TOKENIZER = "tokenizer.json"
 BASELINES = {"baseline_1k.h5": 1_000, "baseline_10k.h5": 10_000}
 """Data sets that are made where they are asked for and are not there: name -> operators."""
 
+BASELINE_FAMILIES = ("architecture", "summary")
+"""What is read of these where a run names no families."""
+
 
 @dataclass(frozen=True)
 class VQVAERun:
@@ -47,7 +50,8 @@ class VQVAERun:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     families: Annotated[dict[str, vqvae_net.FamilyConfig], Fixed, Suppress] = field(default_factory=dict)
-    """Families to read, in this order, and their encoders; none: all of the table. In a file alone."""
+    """Families to read, in this order, and their encoders; none: all of the table, of a baseline architecture
+    and summary. In a file alone."""
     levels: Annotated[tuple[vqvae_net.LevelSetting, ...], Fixed, Suppress] = ()
     """Levels from coarse to fine, the same for each category; none: by its features. In a file alone."""
     category_mapping: Annotated[dict[str, tuple[str, ...]], Fixed, Suppress] = field(default_factory=dict)
@@ -80,30 +84,43 @@ class Trained(NamedTuple):
 
 def make_ready(settings: VQVAERun) -> Ready:
     """Open the data, made if need be, find the categories, build the network."""
+    if settings.train.members > 1:
+        raise ValueError(f"members: a tokenizer is one network, expected 1, got {settings.train.members}")
     file = settings.data.data
     if not file.exists() and file.name in BASELINES:
+        if settings.run.dry_run:
+            raise FileNotFoundError(
+                f"{file} is not there, and a dry run makes nothing; make it by: "
+                f"vqvae.py generate --output {file} --samples {BASELINES[file.name]}"
+            )
         print(f"{file} is not there: simulating {BASELINES[file.name]:,} operators", file=sys.stderr)
         file.parent.mkdir(parents=True, exist_ok=True)
         generate_operators(file, BASELINES[file.name], progress=show_progress)
-    chosen = tuple(settings.families) or None
-    data = vqvae_data.open_vqvae(settings.data, chosen, settings.train.seed)
+    data = open_data(settings)
     found = vqvae_categories.categories_of(settings.categories, settings.category_mapping, data)
     nets = vqvae_net.vqvae_nets(
         settings.net, settings.families, settings.levels, data.prepared, found, len(data.train)
     )
     names = vqvae_data.feature_names(data.prepared)
     dropped = sum(map(len, data.prepared.features.values())) - len(names)
+    mark = "# " if settings.run.dry_run else ""  # what a dry run prints is YAML
     print(
-        f"{data.name}: {len(data.train):,} + {len(data.val):,} rows, {len(names)} features ({dropped} "
+        f"{mark}{data.name}: {len(data.train):,} + {len(data.val):,} rows, {len(names)} features ({dropped} "
         f"dropped), {len(found.names)} categories, {len(nets.levels)} codebooks"
     )
     if settings.verbose:
         for line in data.report:
-            print(f"  {line}")
+            print(f"{mark}  {line}")
         for g, name in enumerate(found.names):
             own = [names[i] for i in np.flatnonzero(found.assignment == g)]
-            print(f"  {name}: {', '.join(own)}")
+            print(f"{mark}  {name}: {', '.join(own)}")
     return Ready(data, found, nets)
+
+
+def open_data(settings: VQVAERun) -> vqvae_data.VQVAEData:
+    """The rows of a run, of the families that it names, or else of the usual ones."""
+    usual = BASELINE_FAMILIES if settings.data.data.name in BASELINES else None
+    return vqvae_data.open_vqvae(settings.data, tuple(settings.families) or usual, settings.train.seed)
 
 
 def task_of(settings: VQVAERun, ready: Ready, per_epoch: int) -> Task:
@@ -114,6 +131,7 @@ def task_of(settings: VQVAERun, ready: Ready, per_epoch: int) -> Task:
         ready.data.train,
         batch_size=min(settings.train.batch_size, len(ready.data.train)),
         per_epoch=per_epoch,
+        accumulate=settings.train.accumulate,
     )
 
 
@@ -129,6 +147,21 @@ def tokenizer_text(ready: Ready) -> str:
     )
 
 
+def check_same_categories(run: Path, ready: Ready) -> None:
+    """ValueError where the categories or features found now are others than those that a run began with.
+
+    Other versions of SciPy could divide features otherwise, and a network of the same shapes would not say.
+    """
+    before, found, _ = _read(run / TOKENIZER)
+    now = vqvae_data.feature_names(ready.data.prepared)
+    if vqvae_data.feature_names(before) != now or (
+        found.assignment.tolist() != ready.categories.assignment.tolist()
+    ):
+        raise ValueError(
+            f"{run / TOKENIZER}: the features or categories found now are others; start a new run"
+        )
+
+
 def settings_of(checkpoint: Path) -> VQVAERun:
     """The settings that a run was started with."""
     return config.load_yaml(VQVAERun, train.run_of(checkpoint) / "config.yaml")
@@ -137,7 +170,17 @@ def settings_of(checkpoint: Path) -> VQVAERun:
 def trained(checkpoint: Path) -> Trained:
     """The tokenizer of a run; no data are read."""
     settings = settings_of(checkpoint)
-    file = train.run_of(checkpoint) / TOKENIZER
+    kept = _read(train.run_of(checkpoint) / TOKENIZER)
+    nets = vqvae_net.vqvae_nets(settings.net, settings.families, settings.levels, *kept)
+    params, state = vqvae.blank(nets, settings.vqvae, settings.train.seed)
+    step = train.find(checkpoint, "best").step
+    params = train.load_params(checkpoint, params, "best")
+    state = train.load_state(checkpoint, state, "best")
+    return Trained(settings, kept[0], nets, params, state, step)
+
+
+def _read(file: Path) -> tuple[vqvae_data.Preparation, Categories, int]:
+    """What `tokenizer_text` wrote: the preparation, the categories, the number of training rows."""
     try:
         kept = json.loads(file.read_bytes())
         names, rows = [str(name) for name in kept["categories"]], int(kept["rows"])
@@ -147,12 +190,7 @@ def trained(checkpoint: Path) -> Trained:
         raise FileNotFoundError(f"{file}: a tokenizer's run has this file, and it is not there") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: expected what a run writes there, got another text ({error!r})") from None
-    prepared = vqvae_data.from_json(text, str(file))
-    nets = vqvae_net.vqvae_nets(settings.net, settings.families, settings.levels, prepared, found, rows)
-    params, state = vqvae.blank(nets, settings.vqvae, settings.train.seed)
-    step = train.find(checkpoint, "best").step
-    params = train.load_params(checkpoint, params, "best")
-    return Trained(settings, prepared, nets, params, train.load_state(checkpoint, state, "best"), step)
+    return vqvae_data.from_json(text, str(file)), found, rows
 
 
 def report(
