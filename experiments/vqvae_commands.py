@@ -10,7 +10,7 @@ from vqvae_runs import open_data, report, show_progress, trained
 
 from mfk import train
 from mfk.data import generate_operators, open_families, write_families
-from mfk.tasks import vqvae_data, vqvae_report, vqvae_tokens
+from mfk.tasks import vqvae_data, vqvae_drawing, vqvae_preparation, vqvae_report, vqvae_tokens
 from mfk.tasks.report_tables import print_rows
 
 
@@ -100,6 +100,7 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
         _check_place("output", given.output, _SUFFIXES[type(given)])
     made = trained(given.checkpoint)
     own = (made.nets, made.settings.vqvae, made.params, made.state)
+    tokenizer = vqvae_tokens.tokenizer_id(made.params, made.state)
     if isinstance(given, Evaluate):
         run = train.run_of(given.checkpoint)
         train.check_same_data(run, vqvae_data.data_record(made.settings.data))
@@ -112,11 +113,11 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
     elif isinstance(given, Encode):
         table = open_families(given.data, tuple(made.prepared.features), max_samples=given.max_samples)
         try:
-            rows = vqvae_data.prepare(table, made.prepared)
+            rows = vqvae_preparation.prepare(table, made.prepared)
         except ValueError as error:
             raise ValueError(f"{given.data}: {error}") from None
         tokens = vqvae_tokens.encode(*own, rows)
-        vqvae_tokens.write_tokens(given.output, made.nets, tokens)
+        vqvae_tokens.write_tokens(given.output, made.nets, tokens, tokenizer)
         error = float((vqvae_tokens.decode(*own, tokens) - rows).square().mean())
         print_rows(*vqvae_report.token_table(vqvae_tokens.token_statistics(made.nets, tokens)), "tokens")
         print(
@@ -124,12 +125,12 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
             f"off by {error:.4f} of the features' variance"
         )
     elif isinstance(given, Decode):
-        tokens = vqvae_tokens.read_tokens(given.tokens, made.nets)
-        table = vqvae_data.restore(vqvae_tokens.decode(*own, tokens), made.prepared)
+        tokens = vqvae_tokens.read_tokens(given.tokens, made.nets, tokenizer)
+        table = vqvae_preparation.restore(vqvae_tokens.decode(*own, tokens), made.prepared)
         write_families(given.output, table)
         print(f"wrote {given.output}: {len(tokens):,} rows of {', '.join(table.families)}")
     else:
-        vqvae_report.draw_codebooks(given.output, *own, method=given.method)
+        vqvae_drawing.draw_codebooks(given.output, *own, method=given.method)
         print(f"wrote {given.output}")
 
 

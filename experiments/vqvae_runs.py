@@ -21,8 +21,10 @@ from mfk.tasks import (
     vqvae,
     vqvae_categories,
     vqvae_data,
+    vqvae_drawing,
     vqvae_measure,
     vqvae_net,
+    vqvae_preparation,
     vqvae_report,
     vqvae_tokens,
 )
@@ -75,7 +77,7 @@ class Trained(NamedTuple):
     """A run's tokenizer at its best validation."""
 
     settings: VQVAERun
-    prepared: vqvae_data.Preparation
+    prepared: vqvae_preparation.Preparation
     nets: vqvae_net.VQVAENets
     params: Tree
     state: Tree
@@ -101,7 +103,7 @@ def make_ready(settings: VQVAERun) -> Ready:
     nets = vqvae_net.vqvae_nets(
         settings.net, settings.families, settings.levels, data.prepared, found, len(data.train)
     )
-    names = vqvae_data.feature_names(data.prepared)
+    names = vqvae_preparation.feature_names(data.prepared)
     dropped = sum(map(len, data.prepared.features.values())) - len(names)
     mark = "# " if settings.run.dry_run else ""  # what a dry run prints is YAML
     print(
@@ -139,7 +141,7 @@ def tokenizer_text(ready: Ready) -> str:
     """What a run has to keep beside its parameters."""
     return json.dumps(
         {
-            "prepared": json.loads(vqvae_data.to_json(ready.data.prepared)),
+            "prepared": json.loads(vqvae_preparation.to_json(ready.data.prepared)),
             "categories": list(ready.categories.names),
             "assignment": ready.categories.assignment.tolist(),
             "rows": len(ready.data.train),
@@ -153,8 +155,8 @@ def check_same_categories(run: Path, ready: Ready) -> None:
     Other versions of SciPy could divide features otherwise, and a network of the same shapes would not say.
     """
     before, found, _ = _read(run / TOKENIZER)
-    now = vqvae_data.feature_names(ready.data.prepared)
-    if vqvae_data.feature_names(before) != now or (
+    now = vqvae_preparation.feature_names(ready.data.prepared)
+    if vqvae_preparation.feature_names(before) != now or (
         found.assignment.tolist() != ready.categories.assignment.tolist()
     ):
         raise ValueError(
@@ -179,7 +181,7 @@ def trained(checkpoint: Path) -> Trained:
     return Trained(settings, kept[0], nets, params, state, step)
 
 
-def _read(file: Path) -> tuple[vqvae_data.Preparation, Categories, int]:
+def _read(file: Path) -> tuple[vqvae_preparation.Preparation, Categories, int]:
     """What `tokenizer_text` wrote: the preparation, the categories, the number of training rows."""
     try:
         kept = json.loads(file.read_bytes())
@@ -190,7 +192,7 @@ def _read(file: Path) -> tuple[vqvae_data.Preparation, Categories, int]:
         raise FileNotFoundError(f"{file}: a tokenizer's run has this file, and it is not there") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: expected what a run writes there, got another text ({error!r})") from None
-    return vqvae_data.from_json(text, str(file)), found, rows
+    return vqvae_preparation.from_json(text, str(file)), found, rows
 
 
 def report(
@@ -202,10 +204,11 @@ def report(
     score, books = vqvae_measure.measure(*own, data.val)
     seen, _ = vqvae_measure.measure(*own, data.train)
     scores = {"held out": score, "trained on": seen}
+    features = vqvae_preparation.feature_names(made.prepared)
     every = vqvae_tokens.token_statistics(nets, vqvae_tokens.encode(*own, data.train))
     facts: dict[str, Any] = {
         "data": data.name,
-        "features": f"{len(vqvae_data.feature_names(made.prepared))} of {', '.join(made.prepared.families)}",
+        "features": f"{len(features)} of {', '.join(made.prepared.families)}",
         "codebooks": f"{len(nets.levels)}, of {len(nets.categories)} categories",
         "network": f"{tree.size(made.params):,} parameters",
         "training": f"step {made.step}, {settings.train.batch_size} rows each",
@@ -214,7 +217,7 @@ def report(
     }
     written = vqvae_report.write_report(out, scores, books, every, facts)
     if settings.plots:
-        written.append(vqvae_report.draw_codebooks(out / "codebooks.png", *own))
+        written.append(vqvae_drawing.draw_codebooks(out / "codebooks.png", *own))
     vqvae_report.print_scores(scores, books, f"{data.name}: tokens")
     print("wrote " + ", ".join(str(file) for file in written))
     return score
@@ -224,7 +227,7 @@ def draw_found(ready: Ready, out: Path) -> None:
     """Draw how the categories were found, where there is something to draw."""
     if ready.categories.correlation.size and len(ready.categories.assignment) > 1:
         draw_categories(
-            ready.categories, vqvae_data.feature_names(ready.data.prepared), out / "categories.png"
+            ready.categories, vqvae_preparation.feature_names(ready.data.prepared), out / "categories.png"
         )
         print(f"wrote {out / 'categories.png'}")
 

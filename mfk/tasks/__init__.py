@@ -22,6 +22,15 @@ from mfk.tasks import (
     motion_measure,
     motion_net,
     motion_report,
+    vqvae,
+    vqvae_categories,
+    vqvae_data,
+    vqvae_drawing,
+    vqvae_measure,
+    vqvae_net,
+    vqvae_preparation,
+    vqvae_report,
+    vqvae_tokens,
 )
 from mfk.tasks.ik_pretrained import IK, load_ik, save_ik
 from mfk.tasks.irf_emulator import emulator
@@ -58,4 +67,13 @@ __all__ = [
     "motion_report",
     "save_ik",
     "save_stick",
+    "vqvae",
+    "vqvae_categories",
+    "vqvae_data",
+    "vqvae_drawing",
+    "vqvae_measure",
+    "vqvae_net",
+    "vqvae_preparation",
+    "vqvae_report",
+    "vqvae_tokens",
 ]

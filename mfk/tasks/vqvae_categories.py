@@ -11,7 +11,8 @@ import numpy as np
 from mfk.core.config import refuse_unused
 from mfk.core.types import describe
 from mfk.data.categories import Categories, discover_categories, manual_categories
-from mfk.tasks.vqvae_data import VQVAEData, feature_names, feature_values
+from mfk.tasks.vqvae_data import VQVAEData
+from mfk.tasks.vqvae_preparation import feature_names, feature_values
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mfk.data.categories import Categories
 from mfk.nn.family_encoders import MLPEncoder, TemporalCNNEncoder
 from mfk.nn.vq_levels import LevelConfig, auto_levels
 from mfk.nn.vqvae import CategoricalVQVAE, FamilyInput
-from mfk.tasks.vqvae_data import Preparation, columns_of, feature_names
+from mfk.tasks.vqvae_preparation import Preparation, columns_of, feature_names
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfk.core import tree
 from mfk.core.files import replaced_whole
 from mfk.core.types import Tree, describe
 from mfk.nn import look_up
@@ -79,10 +81,19 @@ def column_names(nets: VQVAENets) -> list[str]:
     return [f"{nets.categories[g]}/{level}" for g, level in nets.codebooks]
 
 
-def write_tokens(path: Path | str, nets: VQVAENets, tokens: Tensor) -> None:
+def tokenizer_id(params: Tree, state: Tree) -> str:
+    """What tells a trained network, and with it the meaning of its tokens, from others: a digest of all of it."""
+    digest = hashlib.sha256()
+    for leaf in tree.leaves((params, state)):
+        digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_tokens(path: Path | str, nets: VQVAENets, tokens: Tensor, tokenizer: str) -> None:
     """Write tokens [N, J] to a Parquet file, a column of int32 for each category and level.
 
-    The file's metadata say how many codes each column has. One that is there is replaced as a whole.
+    The file's metadata say how many codes each column has, and whose they are: `tokenizer`, of `tokenizer_id`.
+    A file that is there is replaced as a whole.
 
     Raises:
         ValueError: another suffix, or no tokens of this network. OSError: the place cannot be written to.
@@ -97,13 +108,17 @@ def write_tokens(path: Path | str, nets: VQVAENets, tokens: Tensor) -> None:
     names = column_names(nets)
     codes = {name: level.tokens for name, level in zip(names, nets.levels, strict=True)}
     arrays = [pa.array(column.numpy().astype(np.int32)) for column in tokens.T]
-    table = pa.table(arrays, names=names).replace_schema_metadata({_META: json.dumps({"codes": codes})})
+    table = pa.table(arrays, names=names).replace_schema_metadata(
+        {_META: json.dumps({"codes": codes, "tokenizer": tokenizer})}
+    )
     with replaced_whole(path) as part:
         pq.write_table(table, part)
 
 
-def read_tokens(path: Path | str, nets: VQVAENets) -> Tensor:
+def read_tokens(path: Path | str, nets: VQVAENets, tokenizer: str) -> Tensor:
     """The tokens [N, J] of a file of `write_tokens`, of this network.
+
+    A file of another program says not whose its tokens are: columns of these names in range are taken.
 
     Raises:
         FileNotFoundError: it is not there. ValueError: it is damaged, or of another network.
@@ -123,6 +138,12 @@ def read_tokens(path: Path | str, nets: VQVAENets) -> Tensor:
         raise ValueError(
             f"{path}: expected the columns {', '.join(names)}; got {', '.join(table.column_names)}"
         )
+    said = (table.schema.metadata or {}).get(_META)
+    if said is not None and (came := _tokenizer(path, said)) != tokenizer:
+        raise ValueError(
+            f"{path}: expected tokens of this tokenizer, {tokenizer}; they are another's, or of another time in "
+            f"its training: {came}"
+        )
     columns = []
     for name in names:
         column = table.column(name)
@@ -135,6 +156,13 @@ def read_tokens(path: Path | str, nets: VQVAENets) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return tokens
+
+
+def _tokenizer(path: Path, said: bytes) -> str:
+    try:
+        return str(json.loads(said)["tokenizer"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: its metadata {_META.decode()} is damaged") from None
 
 
 def token_statistics(nets: VQVAENets, tokens: Tensor) -> list[TokenRow]:
