@@ -182,7 +182,7 @@ def translated(words: Sequence[str], folder: Path) -> list[str]:
     """A command line in which a documents' file after --config is replaced by one in our own settings.
 
     A file of our own settings, and everything else, stays. The new file lies in `folder`. ``best_model.pt``
-    after --resume, as the documents have it, becomes its run's folder.
+    after --resume or --checkpoint, as the documents have it, becomes its run's folder.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -198,7 +198,7 @@ def translated(words: Sequence[str], folder: Path) -> list[str]:
             file = folder / "config.yaml"
             save_yaml(to_run(load(value)), file)
             out[at] = f"--config={file}" if equals else str(file)
-        elif flag.replace("_", "-") in ("--resume", "--resume-from") and Path(value).name == "best_model.pt":
+        elif flag.replace("_", "-") in _RUNS and Path(value).name == "best_model.pt":
             out[at] = f"{flag}={Path(value).parent}" if equals else str(Path(value).parent)
     return out
 
@@ -212,6 +212,8 @@ def is_documented(path: str) -> bool:
         return False  # whoever reads it next says what is wrong with it
     return isinstance(data, dict) and not sections.isdisjoint(data)
 
+
+_RUNS = ("--resume", "--resume-from", "--checkpoint", "--init-from")
 
 _RANGES = (
     (1, inf, (

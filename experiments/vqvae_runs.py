@@ -30,6 +30,7 @@ from mfk.tasks import (
 )
 from mfk.tasks.category_drawing import draw_categories
 from mfk.train import RunConfig, TrainConfig
+from mfk.train.config import check_config
 
 TOKENIZER = "tokenizer.json"
 """In a run's folder: how a table becomes rows, and the categories."""
@@ -88,6 +89,8 @@ def make_ready(settings: VQVAERun) -> Ready:
     """Open the data, made if need be, find the categories, build the network."""
     if settings.train.members > 1:
         raise ValueError(f"members: a tokenizer is one network, expected 1, got {settings.train.members}")
+    check_config(settings.train)
+    vqvae.check_vqvae(settings.vqvae)  # before data are made that take minutes
     file = settings.data.data
     if not file.exists() and file.name in BASELINES:
         if settings.run.dry_run:

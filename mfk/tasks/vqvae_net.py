@@ -96,7 +96,8 @@ def vqvae_nets(
     Args:
         config: widths.
         families: encoder of each family; a family that is not named has the defaults.
-        levels: of every category, coarse to fine; none: by the number of a category's features.
+        levels: of every category, coarse to fine; none: by the number of a category's features, with a code
+            a training row at most.
         prepared: the table's columns.
         categories: of its features.
         rows: training rows, which decide the least sizes of levels.
@@ -130,7 +131,7 @@ def vqvae_nets(
     groups = tuple(tuple(column for i in own for column in flat[i]) for own in members)
     sizes = [
         tuple(LevelConfig(level.latent_dim, level.num_tokens) for level in levels)
-        or auto_levels(len(own), rows=rows)
+        or tuple(x._replace(tokens=min(x.tokens, rows)) for x in auto_levels(len(own), rows=rows))
         for own in members
     ]
     for name, own in zip(categories.names, sizes, strict=True):

@@ -82,7 +82,7 @@ def column_names(nets: VQVAENets) -> list[str]:
 
 
 def tokenizer_id(params: Tree, state: Tree) -> str:
-    """What tells a trained network, and with it the meaning of its tokens, from others: a digest of all of it."""
+    """What tells a trained network, and with it the meaning of its tokens, from others: a digest."""
     digest = hashlib.sha256()
     for leaf in tree.leaves((params, state)):
         digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
@@ -92,8 +92,8 @@ def tokenizer_id(params: Tree, state: Tree) -> str:
 def write_tokens(path: Path | str, nets: VQVAENets, tokens: Tensor, tokenizer: str) -> None:
     """Write tokens [N, J] to a Parquet file, a column of int32 for each category and level.
 
-    The file's metadata say how many codes each column has, and whose they are: `tokenizer`, of `tokenizer_id`.
-    A file that is there is replaced as a whole.
+    The file's metadata say how many codes each column has, and whose they are: `tokenizer`, as of
+    `tokenizer_id`. A file that is there is replaced as a whole.
 
     Raises:
         ValueError: another suffix, or no tokens of this network. OSError: the place cannot be written to.
@@ -141,8 +141,8 @@ def read_tokens(path: Path | str, nets: VQVAENets, tokenizer: str) -> Tensor:
     said = (table.schema.metadata or {}).get(_META)
     if said is not None and (came := _tokenizer(path, said)) != tokenizer:
         raise ValueError(
-            f"{path}: expected tokens of this tokenizer, {tokenizer}; they are another's, or of another time in "
-            f"its training: {came}"
+            f"{path}: expected tokens of this tokenizer, {tokenizer}; they are another's, or of "
+            f"another time in its training: {came}"
         )
     columns = []
     for name in names:

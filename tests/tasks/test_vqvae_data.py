@@ -146,7 +146,8 @@ def test_missing_values(tmp_path: Path) -> None:
     np.savez(path, **table)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=rf"{path}: .*beta::beta_1"):
         opened(path)
-    for nan, width in (("median", 27), ("zero", 27), ("drop_feature", 26)):
+    policies: Any = (("median", 27), ("zero", 27), ("drop_feature", 26))
+    for nan, width in policies:
         data = opened(path, cleaning=CleaningConfig(nan=nan))
         assert data.train.shape[1] == width and bool(data.train.isfinite().all())
         assert any("beta::beta_1" in line for line in data.report)
@@ -239,6 +240,9 @@ def test_networks_that_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=error):
             vqvae_nets(VQVAENetConfig(), families, levels, *own)
+    # Sizes that nobody asked for are no mistake.
+    few = vqvae_nets(VQVAENetConfig(), {}, (), made.data.prepared, made.categories, 5)
+    assert max(level.tokens for level in few.levels) == 5
     assert vqvae_nets(VQVAENetConfig(), {"waves": cnn}, (LevelSetting(4, 54),), *own).groups
     short = made.categories._replace(assignment=made.categories.assignment[:5])
     with pytest.raises(ValueError, match="categories: expected each of 12 features in one, got 5"):

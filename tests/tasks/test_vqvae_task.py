@@ -23,12 +23,13 @@ from mfk.tasks.vqvae import check_vqvae, forward
 from mfk.train.state import TrainState, init_state
 from mfk.train.step import make_train_step
 
-OFF: dict[str, Any] = dict.fromkeys(
-    (
-        "reconstruction_weight", "vq_weight", "orthogonality_weight", "informativeness_weight", "topo_weight",
-    ),
-    0.0,
+WEIGHTS = (
+    "reconstruction_weight", "vq_weight", "orthogonality_weight", "informativeness_weight", "topo_weight",
 )  # fmt: skip
+
+
+def only(name: str, weight: float = 1.0) -> dict[str, Any]:
+    return {each: weight if each == name else 0.0 for each in WEIGHTS}
 
 
 def drawn(made: Tokenizer, rows: int = 18, step: int = 0) -> Batch:
@@ -96,17 +97,16 @@ def test_the_loss_by_hand(tmp_path: Path, use_ema: bool) -> None:
 def test_each_weight_scales_its_own_part(tmp_path: Path) -> None:
     made = Tokenizer(tmp_path)
     batch, parts = drawn(made), {}
-    for name in OFF:
+    for name in WEIGHTS:
         for w in (1.0, 3.0):
-            config = vqvae.VQVAEConfig(**(OFF | {name: w}))
+            config = vqvae.VQVAEConfig(**only(name, w))
             task = vqvae.vqvae_task(made.nets, config, made.data.train, batch_size=18, per_epoch=3)
             parts[name, w] = float(task.loss(made.params, made.state, batch, {})[0])
         assert parts[name, 1.0] > 0 and parts[name, 3.0] == pytest.approx(3 * parts[name, 1.0])
-    whole = vqvae.vqvae_task(
-        made.nets, vqvae.VQVAEConfig(**dict.fromkeys(OFF, 1.0)), made.data.train, batch_size=18, per_epoch=3
-    )
+    every = vqvae.VQVAEConfig(**dict.fromkeys(WEIGHTS, 1.0))
+    whole = vqvae.vqvae_task(made.nets, every, made.data.train, batch_size=18, per_epoch=3)
     total = float(whole.loss(made.params, made.state, batch, {})[0])
-    assert total == pytest.approx(sum(parts[name, 1.0] for name in OFF))
+    assert total == pytest.approx(sum(parts[name, 1.0] for name in WEIGHTS))
 
 
 # Of each term: parameters that it must reach, and some that it must not.
@@ -143,10 +143,10 @@ def largest(slope: Tensor) -> list[int]:
     return slope.abs().flatten().topk(min(3, slope.numel())).indices.tolist()
 
 
-@pytest.mark.parametrize("name", list(OFF))
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_gradients_of_each_term_by_differences(tmp_path: Path, name: str) -> None:
     """Where the value itself is differentiable: behind the codes, and in what is compared to them."""
-    made = Tokenizer(tmp_path, **(OFF | {name: 1.0}), dead_code_reset_interval=None)
+    made = Tokenizer(tmp_path, **only(name), dead_code_reset_interval=None)
     batch = drawn(made)
     slopes = grad(lambda p: value(made, p, batch))(made.params)["net"]
     for key in REACHED[name]:
@@ -160,7 +160,7 @@ def test_gradients_of_each_term_by_differences(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", ["reconstruction_weight", "informativeness_weight"])
 def test_gradients_go_straight_through_the_codes(tmp_path: Path, name: str) -> None:
     """Encoders: differences of the loss with q = e + z(params) - z, e and z held."""
-    made = Tokenizer(tmp_path, **(OFF | {name: 1.0}), dead_code_reset_interval=None)
+    made = Tokenizer(tmp_path, **only(name), dead_code_reset_interval=None)
     batch = drawn(made)
     x, net, buffers = batch["x"], made.params["net"], made.state["buffers"]
 
