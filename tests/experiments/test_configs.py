@@ -15,10 +15,12 @@ import stick
 import stick_runs
 import torch
 import ur10
+import vqvae
 import vqvae_config
 import yaml
 
 from mfk.core import config
+from mfk.data import generate_operators
 from mfk.tasks.stick_net import stick_nets
 from mfk.train.config import in_steps
 
@@ -154,6 +156,31 @@ def test_each_tokenizers_file_says_all_that_it_means(file: Path) -> None:
     rows = "10k" if file.stem == "default" or "10k" in file.stem else "1k"
     assert settings.dataset_path == f"datasets/baseline_{rows}.h5"
     assert (settings.training.category_assignment == "manual") == (file.stem == "summary_1k")
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tables of few operators in the place of the named ones."""
+    folder = tmp_path_factory.mktemp("operators")
+    (folder / "datasets").mkdir()
+    few = generate_operators(folder / "datasets" / "baseline_1k.h5", 40, realisations=2)
+    (folder / "datasets" / "baseline_10k.h5").symlink_to(few)
+    return folder
+
+
+@pytest.mark.parametrize("file", TOKENIZERS, ids=lambda file: file.stem)
+def test_each_tokenizer_dry_runs(
+    file: Path, operators: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(operators)
+    monkeypatch.setattr(sys, "argv", ["vqvae.py", "--config", str(file), "--dry-run"])
+    vqvae.main()
+    printed = capfd.readouterr().out
+    resolved, said = yaml.safe_load(printed), vqvae_config.load(file)
+    assert resolved["train"]["batch_size"] == said.training.batch_size
+    assert resolved["data"]["data"] == said.dataset_path and list(resolved["families"]) == list(said.families)
+    assert "parameters: " in printed and "memory" in printed and "steps on cpu" in printed
+    assert {x.name for x in operators.iterdir()} == {"datasets"}
 
 
 def test_the_recipe_for_large_gpus() -> None:

@@ -87,14 +87,17 @@ def test_help_names_the_experiments(
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ([], "EXPERIMENT: expected one of irf, motion, panda, stick, ur10 as the first word, got none"),
+        (
+            [],
+            "EXPERIMENT: expected one of irf, motion, panda, stick, ur10, vqvae as the first word, got none",
+        ),
         (
             ["banda", "--seed", "0", "1"],
-            "expected one of irf, motion, panda, stick, ur10 as the first word, got banda",
+            "expected one of irf, motion, panda, stick, ur10, vqvae as the first word, got banda",
         ),
         (
             ["--seed", "0", "1"],
-            "expected one of irf, motion, panda, stick, ur10 as the first word, got --seed",
+            "expected one of irf, motion, panda, stick, ur10, vqvae as the first word, got --seed",
         ),
         (["panda", "evaluate", "--checkpoint", "a", "b"], "evaluate: expected a preset of panda"),
         (["panda", "--network", "deep", "wide", "--seed", "0"], "--network deep: "),
