@@ -68,7 +68,7 @@ def main() -> None:
         else:
             command(given)
 
-    cli.main(program, train.TrainingDiverged)
+    cli.main(program, train.TrainingDiverged, ModuleNotFoundError)
 
 
 def run(settings: VQVAERun) -> None:

@@ -26,7 +26,7 @@ class CategoryConfig:
     orthogonality_target: float = 0.15
     """Largest |r| of two categories' centroids; cuts within it are preferred."""
     min_features_per_category: int = 3
-    """Features of smaller clusters go to the nearest category."""
+    """Features of smaller clusters go to the nearest category; of fewer features all are in one."""
     max_clusters: int = 25
     """The largest number of clusters tried."""
 
@@ -57,7 +57,12 @@ def categories_of(
         )
     if mapping:
         raise ValueError("category_mapping: no effect unless category_assignment is manual")
-    if len(names) < 2:
+    wanted = config.num_categories_auto
+    if wanted is not None and not 1 <= wanted <= len(names):
+        raise ValueError(
+            f"num_categories_auto: expected a number from 1 to {len(names)}, the features, got {wanted}"
+        )
+    if len(names) < max(2, config.min_features_per_category):
         return single(names)
     return discover_categories(
         values,

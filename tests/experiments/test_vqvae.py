@@ -267,6 +267,19 @@ def test_tokens_and_back(
     assert not Path("no.h5").exists()
 
 
+def test_an_extra_that_is_missing_is_named(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    for method, package, extra in (("umap", "umap", "umap"), ("tsne", "sklearn.manifold", "vqvae")):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert (
+            run(monkeypatch, "picture", "--checkpoint", "run", "--output", "no.png", "--method", method) == 2
+        )
+        assert f'pip install "mfk[{extra}]"' in capsys.readouterr().err
+    assert not Path("no.png").exists()
+
+
 def test_operators_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

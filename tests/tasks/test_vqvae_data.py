@@ -217,13 +217,17 @@ def test_categories_found_listed_or_of_one_feature(tmp_path: Path) -> None:
     mapping = {"static": ["alpha::*", "beta::*"], "in_time": ["waves::*"]}
     listed = categories_of(CategoryConfig("manual"), mapping, data)
     assert listed.names == ("static", "in_time") and listed.assignment.tolist() == [0] * 9 + [1] * 3
-    np.savez(tmp_path / "b.npz", only=arrays()["alpha"][:, :1])
-    assert categories_of(CategoryConfig(), {}, opened(tmp_path / "b.npz")).assignment.tolist() == [0]
+    for few in (1, 2):
+        np.savez(tmp_path / "b.npz", only=arrays()["alpha"][:, 1 : 1 + few])
+        assert (
+            categories_of(CategoryConfig(), {}, opened(tmp_path / "b.npz")).assignment.tolist() == [0] * few
+        )
     for config, given, error in (
         (CategoryConfig("manual"), {}, "category_mapping: category_assignment manual needs it"),
         (CategoryConfig(), mapping, "category_mapping: no effect"),
         (CategoryConfig("manual", num_categories_auto=3), mapping, "num_categories_auto.*no effect"),
         (CategoryConfig("manual"), {"a": ["alpha::*"]}, "beta::beta_0"),
+        (CategoryConfig(num_categories_auto=13), {}, "num_categories_auto: expected a number from 1 to 12"),
     ):
         with pytest.raises(ValueError, match=error):
             categories_of(config, given, data)
