@@ -37,10 +37,11 @@ def vqvae_blocks(results: Results) -> list[str]:
                     f"{run['seconds']:.0f}" if rows_of == "held out" else "",
                 ]
             )
-    facts = results["runs"][0]["facts"]
+    first = results["runs"][0]
+    facts = first["facts"]
     return [
         machine(results["versions"]),
-        f"{facts['codebooks']}; {facts['network']}; {results['runs'][0]['held out']['bits']:.0f} bits a row.",
+        f"Codebooks: {facts['codebooks']}; {facts['network']}; {first['held out']['bits']:.0f} bits a row.",
         "",
         *table(HEADS, rows, left=1),
         "",
@@ -53,12 +54,11 @@ def vqvae_mfeat(results: Results) -> list[str]:
     runs = results["runs"]
     lines = [
         machine(results["versions"]),
-        "; ".join(
-            f"seed {run['seed']}: {run['facts']['codebooks']}, {run['held out']['bits']:.0f} bits a row, "
-            f"{run['features']} features, {run['seconds']:.0f} s"
+        " ".join(
+            f"Seed {run['seed']}: codebooks {run['facts']['codebooks']}, "
+            f"{run['held out']['bits']:.0f} bits a row, {run['features']} features, {run['seconds']:.0f} s."
             for run in runs
-        )
-        + ".",
+        ),
     ]
     for run in runs:
         rows = [[name, f"{error:.4f}"] for name, error in sorted(run["errors"].items(), key=lambda x: x[1])]
