@@ -16,6 +16,7 @@ from pathlib import Path
 from irf_tables import irf_estimate, irf_models, irf_speed, worlds
 from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
 from table_lines import Results, claims, machine, table
+from vqvae_tables import vqvae_blocks, vqvae_mfeat, vqvae_peers
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -350,6 +351,9 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         irf_models,
         irf_speed,
         irf_estimate,
+        vqvae_blocks,
+        vqvae_mfeat,
+        vqvae_peers,
     )
 }
 

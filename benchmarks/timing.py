@@ -104,13 +104,15 @@ class Check(NamedTuple):
     what: str
     value: float
     limit: float
-    kind: str = "at most"  # or "about": within a thousandth
+    kind: str = "at most"  # or "at least"; or "about": within a thousandth
 
     @property
     def holds(self) -> bool:
         """Whether the value keeps to its limit."""
         if self.kind == "about":
             return abs(self.value / self.limit - 1) <= 2e-3
+        if self.kind == "at least":
+            return self.value >= self.limit
         return self.value <= self.limit
 
     def record(self) -> dict[str, Any]:
