@@ -71,7 +71,6 @@ class StickData(NamedTuple):
     validation: list[StickClip]
     test: list[StickClip]
     openings: list[StickClip]  # of the training clips, for generation to begin with
-    texts: int  # E
 
 
 def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: bool) -> StickData:
@@ -107,10 +106,8 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
         check_clip(clip, camera, f"{name}: clip {i}")
     # Parted before the actors are: those of one recording are not independent.
     training, validation, test = (single_actors(part) for part in _part(config, clips, seed, name))
-    return StickData(
-        name, widths[0], windows_of(training, config.frames, camera, name), validation, test, training,
-        embedding_dim,
-    )  # fmt: skip
+    windows = windows_of(training, config.frames, camera, name)
+    return StickData(name, widths[0], windows, validation, test, training)
 
 
 def path_of(config: StickDataConfig) -> Path | None:
