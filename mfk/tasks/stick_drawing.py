@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mfk.core.files import write_atomically
 from mfk.core.types import describe
+from mfk.data.stick import SEGMENTS
 from mfk.tasks.movies import check_fps, check_place, shown_frames, write_movie
-from mfk.tasks.stick_panel import COLOURS, SEGMENTS, panel, view
+from mfk.tasks.stick_panel import COLOURS, panel, view
 
 _INCHES, _LINE, _DPI = 4.0, 0.22, 80  # a panel's side, a line of the heading; 320 pixels
 _LETTERS = 46  # of the heading that a panel has room for
@@ -130,7 +131,7 @@ def save_stick(
     """Write a stick figure's motion as numbers that numpy.load reads without pickle.
 
     The arrays: ``motion`` [T, 20] or [T, 48] as given, ``fps`` and ``text`` without axes, ``segments`` the
-    names of the 5 or 12 segments in order, and, where they are given, ``actions`` [T] int64.
+    5 or 12 names of `mfk.data.SEGMENTS`, and, where they are given, ``actions`` [T] int64.
 
     Args:
         path: NAME.npz, replaced as a whole.
@@ -155,7 +156,7 @@ def save_stick(
         "motion": motion.detach().cpu().numpy(),
         "fps": np.float64(fps),
         "text": np.array(text),
-        "segments": np.array(SEGMENTS[motion.shape[1]]),
+        "segments": np.array([name for name, *_ in SEGMENTS[motion.shape[1]]]),
     }
     if actions is not None:
         if not isinstance(actions, Tensor):

@@ -181,7 +181,7 @@ def test_numbers_are_read_back_without_pickle(tmp_path: Path) -> None:
             assert np.array_equal(file["motion"], motion.numpy())
             assert (float(file["fps"]), str(file["text"])) == (30.0, "a person walks, é")
             assert np.array_equal(file["actions"], np.arange(7)) and len(file["segments"]) == width // 4
-            assert file["segments"][-1] == ("right arm" if width == 20 else "pelvis")
+            assert file["segments"][-1] == ("right_arm" if width == 20 else "pelvis_width")
     save_stick(tmp_path / "b.npz", walk(3))
     with np.load(tmp_path / "b.npz") as file:
         assert sorted(file.files) == ["fps", "motion", "segments", "text"]
