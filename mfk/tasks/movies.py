@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,20 @@ def check_fps(fps: float) -> None:
     """
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a finite number > 0, got {describe(fps)}")
+
+
+def readable(text: str) -> str:
+    """The text as it can be drawn: "?" for half a character, as bytes of a command line may leave it."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def boxes_for_unknown() -> Iterator[None]:
+    """For ``with`` around drawing: a character that the font lacks is a box, which needs no warning."""
+    with warnings.catch_warnings():
+        said = r"Glyph \d+ |Matplotlib currently does not support"
+        warnings.filterwarnings("ignore", message=said, category=UserWarning)
+        yield
 
 
 def shown_frames(path: Path, frames: int, fps: float) -> range:

@@ -16,7 +16,14 @@ from torch import Tensor
 from mfk.core.files import write_atomically
 from mfk.core.types import describe
 from mfk.data.stick import SEGMENTS
-from mfk.tasks.movies import check_fps, check_place, shown_frames, write_movie
+from mfk.tasks.movies import (
+    boxes_for_unknown,
+    check_fps,
+    check_place,
+    readable,
+    shown_frames,
+    write_movie,
+)
 from mfk.tasks.stick_panel import COLOURS, panel, view
 
 _INCHES, _LINE, _DPI = 4.0, 0.22, 80  # a panel's side, a line of the heading; 320 pixels
@@ -38,7 +45,7 @@ def draw_stick(
     of all motions, and its marks stand still in the world, a number at each. Left limbs are blue, right ones
     red. The head of a 20-D figure, which has none, is a circle above the neck in the torso's direction; a
     48-D figure, whose shoulders no segment joins to the rest, gets thin lines from its neck to them. A
-    .gif's length is right to a hundredth of a second.
+    .gif's length is right to a hundredth of a second. A letter that matplotlib's font lacks is a box.
 
     Args:
         path: NAME.gif or NAME.mp4.
@@ -102,7 +109,7 @@ def contact_sheet(
     if frames < count:
         raise ValueError(f"columns: expected rows * columns <= {frames}, the frames, got {count}")
     shown = np.rint(np.linspace(0, frames - 1, count)).astype(int).tolist()
-    heading = textwrap.wrap(title, max(20, int(24 * columns)))
+    heading = textwrap.wrap(readable(title), max(20, int(24 * columns)))
     top = 0.1 + _LINE * len(heading)
     width, height = _CELL * columns, top + (_CELL + _LINE) * rows * len(found)
     figure = Figure(figsize=(width, height), dpi=_DPI)
@@ -119,9 +126,10 @@ def contact_sheet(
             said = [name] if name and i == 0 else []
             said += [f"{k / fps:.2f} s", *([texts[k]] if texts is not None and texts[k] else [])]
             words = textwrap.shorten(", ".join(said), 28, placeholder=" ...")
-            axes.set_title(words, fontsize=8, pad=2, parse_math=False)
+            axes.set_title(readable(words), fontsize=8, pad=2, parse_math=False)
     file = io.BytesIO()
-    canvas.print_png(file)
+    with boxes_for_unknown():
+        canvas.print_png(file)
     write_atomically(path, file.getvalue())
 
 
@@ -209,7 +217,7 @@ def _pictures(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heading = textwrap.wrap(title, _LETTERS * len(found))
+    heading = textwrap.wrap(readable(title), _LETTERS * len(found))
     named = any(found)
     top = 0.1 + _LINE * (len(heading) + 1 + named)
     height = 0.05 * math.ceil((_INCHES + top) / 0.05)  # a whole even number of pixels
@@ -223,11 +231,13 @@ def _pictures(
         axes = figure.add_axes((share * i, 0.0, share, _INCHES / height))
         updates.append(panel(axes, x, ground, side))
         place = (share * (i + 0.5), (_INCHES + 0.03) / height)
-        figure.text(*place, name, fontsize=10, weight="bold", ha="center", va="bottom", parse_math=False)
+        style: dict[str, Any] = {"weight": "bold", "ha": "center", "va": "bottom", "parse_math": False}
+        figure.text(*place, readable(name), fontsize=10, **style)
     for k in shown:
         time = f"{k / fps:.2f} s" + (f", {texts[k]}" if texts is not None and texts[k] else "")
-        said.set_text("\n".join([*heading, time]))
+        said.set_text("\n".join([*heading, readable(time)]))
         for update in updates:
             update(k)
-        canvas.draw()
+        with boxes_for_unknown():
+            canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
