@@ -58,8 +58,7 @@ def draw_stick(
     Raises:
         TypeError: a motion that is no tensor, or texts that are not strings.
         ValueError: another suffix, shape or length, a number that is not finite, or an .mp4 without ffmpeg.
-        FileNotFoundError: no such folder.
-        OSError: ffmpeg fails.
+        OSError: no such folder, one that cannot be written to, or ffmpeg fails.
     """
     path = Path(path)
     check_place(path, (".gif", ".mp4"))
@@ -94,7 +93,7 @@ def contact_sheet(
         texts: for each frame what stands behind its time; T of them.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: as `draw_stick`, and too few frames.
+        TypeError, ValueError, OSError: as `draw_stick`, and too few frames.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,7 +150,7 @@ def save_stick(
     Raises:
         TypeError: a motion or actions that are no tensor, or a text that is no string.
         ValueError: another suffix, shape or dtype, or a number that is not finite.
-        FileNotFoundError: no such folder.
+        OSError: no such folder, or one that cannot be written to.
     """
     path = Path(path)
     check_place(path, (".npz",))

@@ -48,7 +48,8 @@ def named(count: int = 10, **more: Any) -> list[StickClip]:
 
 def test_which_file_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, c, d, e = (tmp_path / f"{name}.pt" for name in "abcde")
-    e.touch()
+    for file in (a, b, c, d, e):
+        file.touch()
     monkeypatch.setenv("TRAIN_DATA_PATH", str(e))
     every = StickDataConfig(data=a, train_data=b, curated_pretrain_data=c, curated_sft_data=d)
     for stage, own in (("train", b), ("pretrain", c), ("sft", d)):
@@ -59,9 +60,12 @@ def test_which_file_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert path_of(StickDataConfig()) is None
     with pytest.raises(ValueError, match=r"curated_sft_data: .*d\.pt needs --stage sft"):
         path_of(StickDataConfig(curated_sft_data=d))
+    a.unlink()
     monkeypatch.setenv("TRAIN_DATA_PATH", str(a))
     with pytest.raises(FileNotFoundError, match=r"the variable TRAIN_DATA_PATH: .*a\.pt: there is no such"):
         path_of(StickDataConfig())
+    with pytest.raises(ValueError, match=rf"^train_data: {tmp_path}: expected a file, got a folder"):
+        path_of(StickDataConfig(train_data=tmp_path))
     # The variable is for training from scratch: a stage names its own file.
     monkeypatch.setenv("TRAIN_DATA_PATH", str(e))
     for stage in ("pretrain", "sft"):
