@@ -140,11 +140,11 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
             report(settings, data, nets, found, out, {"checkpoint": str(given.checkpoint)})
     elif isinstance(given, Import):
         check_new("--output", given.output, given.overwrite)
-        if not given.bvh.is_dir():
-            raise NotADirectoryError(f"--bvh: expected a folder of BVH files, got {given.bvh}")
         check_readable("--index", given.index)
         check_readable("--joint-map", given.joint_map)
         with told("--bvh", given.bvh, "the index's files, each readable"):
+            if not given.bvh.is_dir():
+                raise NotADirectoryError(f"--bvh: expected a folder of BVH files, got {given.bvh}")
             clips = stick_from_bvh(
                 given.bvh, given.index, given.joint_map, width=given.figure, progress=show_progress
             )

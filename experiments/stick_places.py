@@ -39,7 +39,9 @@ def check_folder(flag: str, folder: Path) -> None:
         if not above.is_dir():
             raise NotADirectoryError(f"{flag}: {folder}: expected a folder, got the file {above}")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise PermissionError(f"{flag}: {folder}: expected a folder that can be written to")
+            raise PermissionError(
+                f"{flag}: {folder}: expected a folder that can be written to, got {above}, which cannot"
+            )
 
 
 def check_new(flag: str, file: Path, overwrite: bool) -> None:
