@@ -118,6 +118,10 @@ def stick_lines(models: dict[str, Any], refined: dict[str, Any]) -> list[str]:
     for run in refined["runs"]:
         cells = [f"{run['truth_jerk']:.0f}", *(f"{r['jerk']:.0f}, {r['mse']:.1e}" for r in run["rows"])]
         lines.append(f"| {run['data']}: jitter, error | {' | '.join(cells)} |")
+    rates = [
+        ", ".join(f"{run['rows'][k]['motions_per_second']:,.0f}" for run in refined["runs"]) for k in (1, 2, 3)
+    ]
+    lines.append(f"| generated, recorded: windows a second | | | {' | '.join(rates)} |")
     return lines
 
 
