@@ -15,7 +15,7 @@ from mfk.core import tree
 from mfk.core.types import Batch, Rows
 from mfk.data import generate_irf
 from mfk.data.worlds import WORLDS
-from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range
+from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range, irf_respond
 from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_net import IRFNetConfig, irf_nets
 
@@ -122,8 +122,8 @@ def test_the_loss_by_hand(kind, loss_fn) -> None:
 def test_a_single_shock_is_that_of_all() -> None:
     made = Made("mlp", "raw", shock=1)
     batch = made.rows(*ALL)
-    out = irf.predict(made.nets, made.params, made.state, batch)
-    truth, own = irf.target(made.nets, batch)
+    out = irf_respond.predict(made.nets, made.params, made.state, batch)
+    truth, own = irf_respond.target(made.nets, batch)
     assert out.shape == truth.shape == (12, 1, 41, 3) and own.all()
     assert torch.equal(truth[:, 0], batch["irf"][:, 1])
     total = made.value(made.params, batch)
@@ -161,16 +161,16 @@ def test_rows_of_other_worlds_change_no_rows_loss(arch: str) -> None:
     made = Made(arch, "world" if arch != "pooled" else "raw")
     alone, mixed = made.rows("var"), made.rows(*ALL)
     rows = mixed["world"] == 1
-    truth = irf.predict(made.nets, made.params, made.state, alone)
-    shown = irf.predict(made.nets, made.params, made.state, mixed)[rows]
+    truth = irf_respond.predict(made.nets, made.params, made.state, alone)
+    shown = irf_respond.predict(made.nets, made.params, made.state, mixed)[rows]
     assert torch.allclose(shown[:, :3], truth, rtol=1e-5, atol=1e-9)
 
     def chosen(params: Any) -> Tensor:
-        pred = irf.predict(made.nets, params, made.state, mixed)[rows]
+        pred = irf_respond.predict(made.nets, params, made.state, mixed)[rows]
         return (pred - mixed["irf"][rows]).square().sum()
 
     def only(params: Any) -> Tensor:
-        return (irf.predict(made.nets, params, made.state, alone) - alone["irf"]).square().sum()
+        return (irf_respond.predict(made.nets, params, made.state, alone) - alone["irf"]).square().sum()
 
     a, b = grad(chosen)(made.params), grad(only)(made.params)
     error = tree.global_norm(tree.map(torch.sub, a, b)) / tree.global_norm(b)
@@ -207,7 +207,7 @@ def test_the_networks_derivative_against_differences() -> None:
         shifted = dict(batch)
         for name in ("x", "size", "basis"):
             shifted[name] = batch[name] + s * step * batch["d" + name]
-        moved.append(irf.predict(made.nets, made.params, made.state, shifted))
+        moved.append(irf_respond.predict(made.nets, made.params, made.state, shifted))
     slope = (moved[0] - moved[1]) / (2 * step)
     unit = batch["size"][..., None, None] * made.scale["irf_std"][0][:, None]
     by_hand = (((slope - batch["dirf"]) / unit).square().sum(-1).mean(-1)).sum()
@@ -290,7 +290,7 @@ def test_high_frequencies(period: int, share: float) -> None:
 def test_the_emulator_is_a_function_of_theta(arch: str, kind: str) -> None:
     made = Made(arch, kind)
     batch = made.rows(*ALL)
-    whole = irf.predict(made.nets, made.params, made.state, batch)
+    whole = irf_respond.predict(made.nets, made.params, made.state, batch)
     for number, name in enumerate(ALL):
         shocks = len(WORLDS[name].shocks.names)
         theta = made.data.samples["train"][name].theta[:4]
