@@ -99,9 +99,13 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if settings.sobolev == 0:
             return dict(batch)
-        shape = tuple(batch["theta"].shape[1:])
-        direction = rng.normal(rng.key(seed, step, "direction"), rows, shape, torch.float64)
-        return {**batch, **tangents(nets, state["scale"], batch, direction.to(batch["theta"].device))}
+        # A key for each column: how many there are depends on what other worlds are in the batch.
+        columns = [
+            rng.normal(rng.key(seed, step, "direction", column), rows, (), torch.float64)
+            for column in range(batch["theta"].shape[1])
+        ]
+        direction = torch.stack(columns, -1).to(batch["theta"].device)
+        return {**batch, **tangents(nets, state["scale"], batch, direction)}
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         del teacher

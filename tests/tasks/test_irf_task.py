@@ -155,6 +155,28 @@ def test_padding_by_another_world_changes_neither_loss_nor_gradient(arch: str, k
         assert float(tree.global_norm(a)) > 0
 
 
+@pytest.mark.parametrize("kind", ["raw", "world"])
+@pytest.mark.parametrize("arch", list(SMALL))
+def test_another_world_changes_no_derivative_that_is_told(arch: str, kind: str) -> None:
+    """With the Sobolev term: directions, derivatives, loss and gradient of the first world, to the last bit."""
+    made = Made(arch, kind, sobolev=0.5, lambda_smooth=0.01)
+    alone, mixed = made.rows("nk"), made.rows(*ALL)
+    assert len(mixed["theta"]) == 12 and mixed["theta"].shape[1] > alone["theta"].shape[1]
+    by_itself = made.task.draw(0, 3, Rows.all(4), made.state, alone)
+    beside = made.task.draw(0, 3, Rows.all(12), made.state, mixed)
+    padded = {name: x[:4] for name, x in beside.items()}
+    for name in ("dx", "dsize", "dirf", *(("dbasis",) if kind == "world" else ())):
+        inner = tuple(slice(0, n) for n in by_itself[name].shape)
+        assert torch.equal(padded[name][inner], by_itself[name]), name
+    assert torch.equal(made.value(made.params, by_itself), made.value(made.params, padded))
+    a, b = (grad(made.value)(made.params, batch) for batch in (by_itself, padded))
+    assert all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+    later = made.task.draw(0, 4, Rows.all(4), made.state, alone)
+    assert not torch.equal(later["dx"], by_itself["dx"])
+    # Directions of different parameters, and of different rows, are different numbers.
+    assert by_itself["dirf"].flatten(1).unique(dim=0).shape[0] == 4
+
+
 @pytest.mark.parametrize("arch", list(SMALL))
 def test_rows_of_other_worlds_change_no_rows_loss(arch: str) -> None:
     """The gradient of some rows' loss, others being in the batch, is that without them, up to rounding."""
