@@ -158,7 +158,7 @@ def test_padding_by_another_world_changes_neither_loss_nor_gradient(arch: str, k
 @pytest.mark.parametrize("kind", ["raw", "world"])
 @pytest.mark.parametrize("arch", list(SMALL))
 def test_another_world_changes_no_derivative_that_is_told(arch: str, kind: str) -> None:
-    """With the Sobolev term: directions, derivatives, loss and gradient of the first world, to the last bit."""
+    """With the Sobolev term: derivatives, loss and gradient of the first world, to the last bit."""
     made = Made(arch, kind, sobolev=0.5, lambda_smooth=0.01)
     alone, mixed = made.rows("nk"), made.rows(*ALL)
     assert len(mixed["theta"]) == 12 and mixed["theta"].shape[1] > alone["theta"].shape[1]
