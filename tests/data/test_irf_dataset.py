@@ -86,7 +86,8 @@ def test_samples_are_those_of_the_split(tmp_path: Path, kind: str) -> None:
     for index in (slice(0, 3), [0, 1], 1.0, True):
         with pytest.raises(TypeError, match=r"^index: expected an int, got"):
             dataset[index]  # pyright: ignore[reportArgumentType]
-    assert dataset[np.int64(3)]["sample_idx"] == dataset[3]["sample_idx"]
+    number: Any = np.int64(3)
+    assert dataset[number]["sample_idx"] == dataset[3]["sample_idx"]
     assert len(IRFDataset(tmp_path / "v1", ["large"], "test_interpolation")) == 5
     info = dataset.get_world_info("large")
     assert info == {"n_params": 5, "n_shocks": 2, "H": 40, "n_samples": 40}
