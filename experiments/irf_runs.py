@@ -95,6 +95,11 @@ def report(
 ) -> list[irf_measure.SplitRow]:
     """Measure a checkpoint on held-out economies; the report goes into the folder `out`."""
     nets, found = trained(settings, checkpoint)
+    if data.horizon != nets.horizon:
+        raise ValueError(
+            f"data: {data.name}: expected responses in periods 0 to {nets.horizon}, as the emulator was "
+            f"trained on, got 0 to {data.horizon}"
+        )
     params, state = found.members[0]
     rows, covered = irf_measure.measure(nets, found.members, data)
     splits = irf_measure.summarise(nets, state, data, rows, covered)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import irf as script
 import irf_runs
+import numpy as np
 import pytest
 import torch
 import yaml
+import zarr
 
 from mfk import train
 from mfk.core import config
@@ -65,6 +68,20 @@ def test_from_a_data_set_to_a_report_and_an_answer(
     assert run(monkeypatch, "evaluate", "--checkpoint", "run") == 0
     again = json.loads(Path("run/evaluation/report.json").read_text(encoding="utf-8"))
     assert again["results"] == report["results"] and again["splits"] == report["splits"]
+    # Not on responses of another length, nor from another folder, where the data are not.
+    shutil.copytree("v1", "short")
+    for world in ("nk", "lss"):
+        whole = np.asarray(zarr.open_array(f"v1/{world}/irfs.zarr", mode="r")[:])
+        zarr.create_array(f"short/{world}/irfs.zarr", data=whole[:, :, :21], overwrite=True)
+    capsys.readouterr()
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run", "--data", "short") == 2
+    assert "data: short: expected responses in periods 0 to 40" in capsys.readouterr().err
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(monkeypatch, "evaluate", "--checkpoint", "../run") == 2
+    assert f"data: there is no folder v1, seen from {tmp_path}" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", "--checkpoint", "../run", "--data", "../v1") == 0
+    monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     manifest = Path("v1/manifest.json")
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
@@ -163,7 +180,7 @@ def test_the_documents_numbers() -> None:
     [
         (["--worlds", "nk", "rbc"], "worlds: expected names of nk, var, lss, got 'rbc'"),
         (["--samples", "3"], "samples: expected at least 6, got 3"),
-        (["--data", "nowhere", "--samples", "10000"], "zarr_root: there is no folder nowhere"),
+        (["--data", "nowhere", "--samples", "10000"], "data: there is no folder nowhere, seen from "),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere is not the folder of a run"),
         (["generate", "--root", "v1", "--worlds", "rbc"], "worlds: expected worlds or names of nk, var, lss"),
     ],
