@@ -213,17 +213,42 @@ def test_an_estimate_through_the_emulator_and_the_solver(
         "2",
         "--free",
         "kappa",
+        "phi_pi",
+        "rho_i",
         "sigma_m",
     ]
     assert run(monkeypatch, *words) == 0
-    assert "exact J at the emulator's optimum" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "exact J at the emulator's optimum" in printed
+        and "searches end within 0.1 % of the least J" in printed
+    )
+    assert "through the solver, not identified: phi_pi, rho_i, sigma_m: the responses tell 2 comb" in printed
     found = json.loads(Path("run/estimate/estimate.json").read_text(encoding="utf-8"))
     assert found["ratio"] >= 1 - 1e-9 and found["numbers"] == 61
     assert found["ratio"] == found["emulator"]["exact_distance"] / found["solver"]["exact_distance"]
-    assert set(found["solver"]["theta"]) == {"kappa", "sigma_m"}
+    for way in (found["solver"], found["emulator"]):
+        assert set(way["theta"]) == {"kappa", "phi_pi", "rho_i", "sigma_m"}
+        told = [*way["standard_errors"], *way["at_bound"], *way["not_identified"]]
+        assert sorted(told) == sorted(way["theta"]) and all(x > 0 for x in way["standard_errors"].values())
+        assert way["starts_theta"][0] == way["theta"] and len(way["starts_theta"]) == 2
+        assert all(low <= way["theta"][name] <= high for name, (low, high) in way["spread"].items())
+    assert found["solver"]["not_identified"] == ["phi_pi", "rho_i", "sigma_m"]
+    assert found["solver"]["combinations_identified"] == 2
     assert Path("run/estimate/estimate.png").stat().st_size > 0
     assert run(monkeypatch, *words[:3], "--free", "kapa") == 2
     assert "free: expected some of sigma" in capsys.readouterr().err
+    for more, message in (
+        (
+            ["--free", "sigma", "r_ss", "rho_u"],
+            "free: expected parameters that move the response to 'monetary', got r_ss, rho_u, which do not",
+        ),
+        (["--lags", "60"], "lags: expected at most 29 with 121 quarters of data, got 60"),
+        (["--horizon", "41"], "horizon: expected at most the emulator's 40, got 41"),
+        (["--out", "run/config.yaml"], "--out: run/config.yaml: expected a folder, got the file"),
+    ):
+        assert run(monkeypatch, *words[:3], *more) == 2
+        assert message in capsys.readouterr().err
     assert run(monkeypatch, *TINY, "--worlds", "lss", "--no-plots", "--out", "other") == 0
     assert run(monkeypatch, "estimate", "--checkpoint", "other") == 2
     assert "checkpoint: expected a run that knows nk" in capsys.readouterr().err
