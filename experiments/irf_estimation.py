@@ -15,11 +15,11 @@ from mfk import train
 from mfk.core.files import write_atomically
 from mfk.data.worlds import WORLDS
 from mfk.tasks import irf_estimate
+from mfk.tasks.irf_drawing import draw_estimates
 from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_estimate import Estimate, Problem
 from mfk.tasks.irf_identify import identify
 from mfk.tasks.irf_query import ask
-from mfk.tasks.irf_report import draw_estimates
 from mfk.tasks.report_tables import print_rows
 
 _WORLD = "nk"
@@ -162,8 +162,8 @@ def _show(problem: Problem, figures: dict[str, Any]) -> None:
             what = f"{known} combination{'s' * (known != 1)} of these alone" if known else "nothing of these"
             print(f"through the {label}, not identified: {', '.join(lost)}: the responses tell {what}")
         print(
-            f"through the {label}, {way['nearly_as_good']} of {len(way['starts'])} searches end within 0.1 % of "
-            "the least J: "
+            f"through the {label}, {way['nearly_as_good']} of {len(way['starts'])} searches end within 0.1 % "
+            "of the least J: "
             + ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in way["spread"].items())
         )
 

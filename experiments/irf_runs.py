@@ -13,7 +13,7 @@ from mfk import train
 from mfk.core import config, tree
 from mfk.core.types import Params, Task
 from mfk.data import LoaderConfig
-from mfk.tasks import irf, irf_data, irf_measure, irf_report
+from mfk.tasks import irf, irf_data, irf_drawing, irf_measure, irf_report
 from mfk.tasks.irf_net import IRFNetConfig, IRFNets, irf_nets
 from mfk.train import RunConfig, TrainConfig
 
@@ -115,7 +115,8 @@ def report(
     }
     written = irf_report.write_report(out, splits, rows, facts)
     if settings.plots:
-        written += irf_report.draw_responses(out, nets, params, state, data)
+        factors = {row.world: row.factor for row in splits}
+        written += irf_drawing.draw_responses(out, nets, found.members, data, factors)
     irf_report.print_table(splits, f"{data.name}: held-out economies")
     print("wrote " + ", ".join(str(file) for file in written))
     return splits

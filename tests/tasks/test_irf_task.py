@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mfk.core import tree
 from mfk.core.types import Batch, Rows
 from mfk.data import generate_irf
 from mfk.data.worlds import WORLDS
-from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range, irf_respond
+from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range, irf_report, irf_respond
 from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_net import IRFNetConfig, irf_nets
 
@@ -297,6 +298,8 @@ def test_figures_by_hand() -> None:
     assert row.iae == pytest.approx(np.abs(x - y).sum(1).mean())
     assert row.sign == pytest.approx((np.sign(x[:, :3]) == np.sign(y[:, :3])).mean())
     assert row.by_period[7] == pytest.approx(np.sqrt(((x - y)[:, 7] ** 2).mean()) / y.std())
+    shown = irf_report.response_table(rows)[1]
+    assert math.isnan(rows[3].sign) and shown[3][6] == "-" and shown[0][6].endswith(" %")
     assert rows[3].nrmse == pytest.approx(float((made[:, 1, :, 0] ** 2).mean(1).sqrt().mean()))
 
 
