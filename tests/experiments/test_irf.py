@@ -98,8 +98,27 @@ def test_from_a_data_set_to_a_report_and_an_answer(
     theta[3] = 3.6
     assert len(rows) == 3 * 41 * 3
     assert float(rows[4]["exact"]) == pytest.approx(float(WORLDS["nk"].irf(theta)[0, 1, 1]), rel=1e-12)
-    assert run(monkeypatch, "ask", "--checkpoint", "run", "--theta", "phi=1") == 2
-    assert "theta: expected NAME=NUMBER" in capsys.readouterr().err
+    for more, message in (
+        (["--theta", "phi=1"], "theta: expected NAME=NUMBER"),
+        (["--theta", "kappa=0.1", "kappa=0.2"], "theta: expected each parameter once, got kappa twice"),
+        (["--periods", "42"], "periods: expected 1 to 41, as many as the emulator knows, got 42"),
+        (["--periods", "0"], "periods: expected 1 to 41"),
+        (["--out", "nowhere/x.csv"], "--out: nowhere/x.csv: expected the folder nowhere to be there"),
+        (["--out", "run"], "--out: run: expected a file, got a folder"),
+    ):
+        assert run(monkeypatch, "ask", "--checkpoint", "run", *more) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.out == ""
+    assert run(monkeypatch, "ask", "--checkpoint", "run", "--periods", "41") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3 * (2 + 41)
+    # What is not finite has no solution, whether it enters or not.
+    words = ["ask", "--checkpoint", "run", "--theta", "r_ss=nan", "--out", "b.csv"]
+    assert run(monkeypatch, *words) == 0
+    assert "no stable solution" in capsys.readouterr().err
+    with Path("b.csv").open(encoding="utf-8", newline="") as file:
+        assert all(row["exact"] == "nan" for row in csv.DictReader(file))
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run", "--out", "v1/manifest.json") == 2
+    assert "--out: v1/manifest.json: expected a folder, got the file" in capsys.readouterr().err
     assert run(monkeypatch, "ask", "--checkpoint", "run", "--world", "var") == 2
     assert "world: expected one of nk, lss, got 'var'" in capsys.readouterr().err
 
