@@ -80,5 +80,6 @@ def check_responses(place: Path, world: World, theta: Tensor, irf: Tensor, sampl
         f"{where}: expected responses of the stored parameters, theta in the order of "
         f"mfk.data.worlds.WORLDS[{world.name!r}], got others in {int(odd.sum())} of {len(odd)} samples that "
         f"were compared. Sample {int(samples[row])}, shock {world.shocks.names[s]}, period {h}, "
-        f"{OBSERVABLES[v]}: expected {float(exact[row, s, h, v]):.6g}, got {float(irf[row, s, h, v]):.6g}"
+        f"{OBSERVABLES[v]}: expected {float(exact[row, s, h, v]):.6g}, got {float(irf[row, s, h, v]):.6g}. "
+        "--no-compare takes them as they are."
     )

@@ -39,6 +39,9 @@ class IRFDataConfig:
     one_period_late: bool = False
     """Of a folder: take responses of nk that begin a period late, as the original generator's do, and are no
     solution: they are not compared with it, as those of other worlds are."""
+    compare: bool = True
+    """Of a folder: compare some responses with the world's own; off takes another simulator's (the original's
+    of var are a hundredth of what its parameters say)."""
 
 
 class Economies(NamedTuple):
@@ -68,7 +71,7 @@ def open_irf(config: IRFDataConfig, seed: int) -> IRFData:
     if config.data is not None:
         refuse_unused(config, False, "samples")
         return _read(config, config.data, worlds)
-    refuse_unused(config, False, "one_period_late")
+    refuse_unused(config, False, "one_period_late", "compare")
     if isinstance(config.samples, bool) or config.samples < LEAST:
         raise ValueError(f"samples: expected at least {LEAST}, got {config.samples}")
     return generated(worlds, config.samples, seed)
@@ -87,7 +90,7 @@ def _read(config: IRFDataConfig, folder: Path, worlds: tuple[World, ...]) -> IRF
             read = files.read(world.name)
             theta, irf = read["theta"].double(), read["irf"]
             # What begins a period late is no solution.
-            if not (config.one_period_late and world.name == "nk"):
+            if config.compare and not (config.one_period_late and world.name == "nk"):
                 check_responses(folder, world, theta, irf, read["sample_idx"])
             samples[split][world.name] = Economies(theta, irf)
     return IRFData(str(folder), worlds, horizon, samples)
