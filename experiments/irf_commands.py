@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from irf_estimation import EstimateNK, estimate
 from irf_runs import report, settings_of, trained
+from stick_places import check_folder
+from torch import Tensor
 
 from mfk import train
 from mfk.data import generate_irf
-from mfk.data.worlds import OBSERVABLES, WORLDS
+from mfk.data.worlds import OBSERVABLES, WORLDS, World
 from mfk.tasks import irf_data
 from mfk.tasks.irf_query import ask
 
@@ -61,7 +65,7 @@ class Ask:
     theta: tuple[str, ...] = ()
     """Parameters that differ from the world's defaults: phi_pi=2.0 kappa=0.05."""
     periods: int = 9
-    """Periods to print."""
+    """Periods to print, at most those that the emulator knows."""
     out: Path | None = None
     """CSV file for all periods, beside the exact responses."""
 
@@ -86,13 +90,14 @@ def command(given: Generate | Evaluate | Ask | EstimateNK) -> None:
     elif isinstance(given, Evaluate):
         settings = settings_of(given.checkpoint)
         run = train.run_of(given.checkpoint)
+        out = given.out or run / "evaluation"
+        check_folder("--out", out)
         if given.data is None:
             train.check_same_data(run, irf_data.data_record(settings.data))
             chosen = settings.data
         else:
             chosen = replace(settings.data, data=given.data, samples=irf_data.IRFDataConfig.samples)
         data = irf_data.open_irf(chosen, settings.data_seed)
-        out = given.out or run / "evaluation"
         report(settings, data, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
     elif isinstance(given, EstimateNK):
         estimate(given)
@@ -106,18 +111,14 @@ def _ask(given: Ask) -> None:
     names = [world.name for world in nets.worlds]
     if given.world not in names:
         raise ValueError(f"world: expected one of {', '.join(names)}, got {given.world!r}")
-    if given.periods < 1:
-        raise ValueError(f"periods: expected at least 1, got {given.periods}")
+    if not 1 <= given.periods <= nets.horizon + 1:
+        raise ValueError(
+            f"periods: expected 1 to {nets.horizon + 1}, as many as the emulator knows, got {given.periods}"
+        )
+    if given.out is not None:
+        _check_file("--out", given.out)
     world = WORLDS[given.world]
-    theta = torch.tensor([world.parameters.defaults], dtype=torch.float64)
-    for text in given.theta:
-        name, _, value = text.partition("=")
-        try:
-            theta[0, world.parameters.names.index(name)] = float(value)
-        except ValueError:
-            raise ValueError(
-                f"theta: expected NAME=NUMBER, names {', '.join(world.parameters.names)}; got {text!r}"
-            ) from None
+    theta = _economy(world, given.theta)
     answer = ask(nets, found.members, given.world, theta, warn=False)
     for reason in answer.reasons[0]:
         print(f"warning: out of the training's range: {reason}", file=sys.stderr)
@@ -132,7 +133,7 @@ def _ask(given: Ask) -> None:
     for s, shock in enumerate(shocks):
         wide = 11 if bars is None else 21
         print(f"{shock}\nperiod " + " ".join(f"{name:>{wide}}" for name in OBSERVABLES))
-        for h in range(min(given.periods, nets.horizon + 1)):
+        for h in range(given.periods):
             numbers = [f"{float(x):11.3e}" for x in answer.irf[0, s, h]]
             if bars is not None:
                 numbers = [f"{x} ±{float(b):8.1e}" for x, b in zip(numbers, bars[0, s, h], strict=True)]
@@ -152,6 +153,35 @@ def _ask(given: Ask) -> None:
                         numbers += [] if bars is None else [bars[0, s, h, v]]
                         rows.writerow([shock, h, variable, *map(float, numbers)])
         print(f"wrote {given.out}")
+
+
+def _economy(world: World, words: Sequence[str]) -> Tensor:
+    """The world's defaults but for what the words NAME=NUMBER say, [1, P]."""
+    theta = torch.tensor([world.parameters.defaults], dtype=torch.float64)
+    said: set[str] = set()
+    for text in words:
+        name, _, value = text.partition("=")
+        try:
+            theta[0, world.parameters.names.index(name)] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"theta: expected NAME=NUMBER, names {', '.join(world.parameters.names)}; got {text!r}"
+            ) from None
+        if name in said:
+            raise ValueError(f"theta: expected each parameter once, got {name} twice")
+        said.add(name)
+    return theta
+
+
+def _check_file(flag: str, file: Path) -> None:
+    """OSError unless such a file can be written."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{flag}: {file}: expected a file, got a folder")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{flag}: {file}: expected the folder {file.parent} to be there")
+    check_folder(flag, file.parent)
+    if file.exists() and not os.access(file, os.W_OK):
+        raise PermissionError(f"{flag}: {file}: expected a file that can be written, got one that cannot")
 
 
 def _factor(run: Path, world: str) -> float | None:

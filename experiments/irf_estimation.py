@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from irf_runs import settings_of, trained
+from stick_places import check_folder
 from torch import Tensor
 
 from mfk import train
 from mfk.core.files import write_atomically
 from mfk.data.worlds import WORLDS
 from mfk.tasks import irf_estimate
+from mfk.tasks.irf_drawing import draw_estimates
 from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_estimate import Estimate, Problem
+from mfk.tasks.irf_identify import identify
 from mfk.tasks.irf_query import ask
-from mfk.tasks.irf_report import draw_estimates
 from mfk.tasks.report_tables import print_rows
 
 _WORLD = "nk"
@@ -29,9 +30,12 @@ class EstimateNK:
     """Fit parameters of nk to a VAR's responses on US data, through the emulator and through the solver."""
 
     checkpoint: Path
-    """Folder of a run that knows nk, or of one of its checkpoints."""
+    """Folder of a run that knows nk, or of one of its checkpoints; of a single emulator, of all shocks: an
+    ensemble is refused, and an emulator of one shock."""
     free: tuple[str, ...] = ("sigma", "kappa", "phi_pi", "phi_y", "rho_i", "sigma_m")
-    """Parameters to estimate, between the world's bounds; the others have their defaults."""
+    """Parameters to estimate, between the world's bounds; the others have their defaults. Those that move no
+    response to a monetary shock are refused; of the default ones phi_pi, phi_y, rho_i and sigma_m are told in
+    two combinations alone."""
     horizon: int = 20
     """Last quarter of the responses that are fitted."""
     lags: int = 4
@@ -56,6 +60,10 @@ def estimate(given: EstimateNK) -> dict[str, Any]:
         raise ValueError("checkpoint: expected an emulator of all shocks, got one of a single shock")
     if len(found.members) > 1:
         raise ValueError("checkpoint: expected a single emulator, got an ensemble")
+    if given.horizon > nets.horizon:
+        raise ValueError(f"horizon: expected at most the emulator's {nets.horizon}, got {given.horizon}")
+    out = given.out or train.run_of(given.checkpoint) / "estimate"
+    check_folder("--out", out)
     world = WORLDS[_WORLD]
     target = irf_estimate.measured_monetary_policy(given.horizon, given.lags)
     problem = irf_estimate.make_problem(world, target, "monetary", given.free)
@@ -66,7 +74,6 @@ def estimate(given: EstimateNK) -> dict[str, Any]:
     }
     exact = {name: float(irf_estimate.distance(problem, world.irf, end.theta)) for name, end in ends.items()}
     answer = ask(nets, found.members, _WORLD, ends["emulator"].theta[None], warn=False)
-    out = given.out or train.run_of(given.checkpoint) / "estimate"
     figures = {
         "target": target.words,
         "numbers": int(target.deviation.isfinite().sum()),
@@ -97,9 +104,13 @@ def _responses(problem: Problem, theta: Tensor) -> Tensor:
 
 
 def _figures(problem: Problem, end: Estimate, exact: float) -> dict[str, Any]:
-    names = problem.world.parameters.names
+    told = identify(problem.world, problem.shock, problem.free, end.theta, problem.target.deviation)
     return {
-        "theta": {name: float(end.theta[names.index(name)]) for name in problem.free},
+        "theta": _named(problem, end.theta),
+        "standard_errors": told.deviation,
+        "at_bound": list(told.at_bound),
+        "not_identified": list(told.unidentified),
+        "combinations_identified": told.combinations,
         "distance": end.distance,
         "exact_distance": exact,
         "draws": end.draws,
@@ -107,12 +118,26 @@ def _figures(problem: Problem, end: Estimate, exact: float) -> dict[str, Any]:
         "evaluations": end.evaluations,
         "seconds_search": end.seconds_search,
         "starts": end.starts,
+        "starts_theta": [_named(problem, theta) for theta in end.ends],
+        "nearly_as_good": len(nearly := irf_estimate.nearly_as_good(end)),
+        "spread": {
+            name: [low, high]
+            for (name, low), high in zip(
+                _named(problem, nearly.amin(0)).items(), _named(problem, nearly.amax(0)).values(), strict=True
+            )
+        },
     }
+
+
+def _named(problem: Problem, theta: Tensor) -> dict[str, float]:
+    """The free ones of parameters [P]."""
+    names = problem.world.parameters.names
+    return {name: float(theta[names.index(name)]) for name in problem.free}
 
 
 def _show(problem: Problem, figures: dict[str, Any]) -> None:
     ways = [figures[name] for name in ("solver", "emulator")]
-    rows = [[name, *(f"{way['theta'][name]:.4g}" for way in ways)] for name in problem.free]
+    rows = [[name, *(_told(way, name) for way in ways)] for name in problem.free]
     rows += [
         ["J, as minimised", *(f"{way['distance']:.3f}" for way in ways)],
         ["J, exact", *(f"{way['exact_distance']:.3f}" for way in ways)],
@@ -127,12 +152,26 @@ def _show(problem: Problem, figures: dict[str, Any]) -> None:
     print(f"exact J at the emulator's optimum / at the solver's: {figures['ratio']:.4f}")
     for reason in figures["out_of_range"]:
         print(f"warning: the emulator's optimum is out of its training's range: {reason}")
-    known = problem.world.parameters
-    ends = {name: (low, high) for name, low, high in zip(known.names, known.lower, known.upper, strict=True)}
-    reached = [
-        name
-        for name, value in figures["solver"]["theta"].items()
-        if any(math.isclose(value, end, rel_tol=1e-6) for end in ends[name])
-    ]
-    if reached:
-        print(f"at a bound of the world's prior: {', '.join(reached)}")
+    print(
+        "±: a standard error, by the exact responses' derivatives, as if the errors of the measured numbers "
+        "were independent; what is at a bound of the world's prior counts as fixed"
+    )
+    for label, way in zip(("solver", "emulator"), ways, strict=True):
+        if lost := way["not_identified"]:
+            known = way["combinations_identified"]
+            what = f"{known} combination{'s' * (known != 1)} of these alone" if known else "nothing of these"
+            print(f"through the {label}, not identified: {', '.join(lost)}: the responses tell {what}")
+        print(
+            f"through the {label}, {way['nearly_as_good']} of {len(way['starts'])} searches end within 0.1 % "
+            "of the least J: "
+            + ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in way["spread"].items())
+        )
+
+
+def _told(way: dict[str, Any], name: str) -> str:
+    """An estimate in words: with its error, or why it has none."""
+    value = f"{way['theta'][name]:.4g}"
+    if name in way["at_bound"]:
+        return f"{value} (at a bound)"
+    error = way["standard_errors"].get(name)
+    return f"{value} (not identified)" if error is None else f"{value} ± {error:.2g}"

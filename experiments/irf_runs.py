@@ -13,7 +13,7 @@ from mfk import train
 from mfk.core import config, tree
 from mfk.core.types import Params, Task
 from mfk.data import LoaderConfig
-from mfk.tasks import irf, irf_data, irf_measure, irf_report
+from mfk.tasks import irf, irf_data, irf_drawing, irf_measure, irf_report
 from mfk.tasks.irf_net import IRFNetConfig, IRFNets, irf_nets
 from mfk.train import RunConfig, TrainConfig
 
@@ -95,6 +95,11 @@ def report(
 ) -> list[irf_measure.SplitRow]:
     """Measure a checkpoint on held-out economies; the report goes into the folder `out`."""
     nets, found = trained(settings, checkpoint)
+    if data.horizon != nets.horizon:
+        raise ValueError(
+            f"data: {data.name}: expected responses in periods 0 to {nets.horizon}, as the emulator was "
+            f"trained on, got 0 to {data.horizon}"
+        )
     params, state = found.members[0]
     rows, covered = irf_measure.measure(nets, found.members, data)
     splits = irf_measure.summarise(nets, state, data, rows, covered)
@@ -110,7 +115,8 @@ def report(
     }
     written = irf_report.write_report(out, splits, rows, facts)
     if settings.plots:
-        written += irf_report.draw_responses(out, nets, params, state, data)
+        factors = {row.world: row.factor for row in splits}
+        written += irf_drawing.draw_responses(out, nets, found.members, data, factors)
     irf_report.print_table(splits, f"{data.name}: held-out economies")
     print("wrote " + ", ".join(str(file) for file in written))
     return splits

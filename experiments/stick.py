@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stick_commands import COMMANDS, command
+from stick_places import check_folder
 from stick_runs import (
     OPENINGS,
     SAMPLE_SECONDS,
@@ -97,6 +98,8 @@ def run(settings: StickRun) -> None:
     started = time.perf_counter()
     # The variable TRAIN_DATA_PATH is written down, so that the run is understood without it.
     settings = replace(settings, data=replace(settings.data, data=stick_data.path_of(settings.data)))
+    if settings.run.out is not None:
+        check_folder("--out", Path(settings.run.out))
     ready = make_ready(settings)
     text = sample_of(settings, ready)
     record = stick_data.data_record(settings.data)

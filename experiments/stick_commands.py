@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from stick_runs import OPENINGS, compose, report, settings_of, trained, write_motion
+from stick_places import check_folder, check_new, check_readable, told
+from stick_runs import OPENINGS, compose, report, settings_of, show_progress, trained, write_motion
 
 from mfk import train
 from mfk.data.stick import FPS
@@ -109,37 +110,52 @@ COMMANDS = {
 }
 
 
+_RUN = "the folder of a run that can be read"
+
+
 def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
     """Do it."""
     if isinstance(given, Generate):
-        check_place(given.out, (".gif", ".mp4", ".png", ".npz"))
-        settings = settings_of(given.checkpoint)
-        nets, found = trained(settings, given.checkpoint)
-        known = from_json(train.run_of(given.checkpoint) / OPENINGS)
+        with told("--out", given.out, "a file that can be written"):
+            check_place(given.out, (".gif", ".mp4", ".png", ".npz"), "--out")
+        with told("--checkpoint", given.checkpoint, _RUN):
+            settings = settings_of(given.checkpoint)
+            nets, found = trained(settings, given.checkpoint)
+            known = from_json(train.run_of(given.checkpoint) / OPENINGS)
         made = compose(settings, nets, found, known, given.text, given.seconds, given.seed, given.actions)
-        write_motion(made, given.out, given.text)
+        with told("--out", given.out, "a file that can be written"):
+            write_motion(made, given.out, given.text)
     elif isinstance(given, Evaluate):
-        settings = settings_of(given.checkpoint)
-        run = train.run_of(given.checkpoint)
+        with told("--checkpoint", given.checkpoint, _RUN):
+            settings = settings_of(given.checkpoint)
+            run = train.run_of(given.checkpoint)
+        out = given.out or run / "evaluation"
+        check_folder("--out", out)
         train.check_same_data(run, stick_data.data_record(settings.data))
-        nets, found = trained(settings, given.checkpoint)
+        with told("--checkpoint", given.checkpoint, _RUN):
+            nets, found = trained(settings, given.checkpoint)
         camera = settings.net.condition_camera
         data = stick_data.open_stick(settings.data, settings.train.seed, settings.net.embedding_dim, camera)
-        out = given.out or run / "evaluation"
-        report(settings, data, nets, found, out, {"checkpoint": str(given.checkpoint)})
+        with told("--out", out, "a folder that can be written to"):
+            report(settings, data, nets, found, out, {"checkpoint": str(given.checkpoint)})
     elif isinstance(given, Import):
-        _new(given.output, given.overwrite)
-        clips = stick_from_bvh(
-            given.bvh, given.index, given.joint_map, width=given.figure, progress=_progress
-        )
+        check_new("--output", given.output, given.overwrite)
+        check_readable("--index", given.index)
+        check_readable("--joint-map", given.joint_map)
+        with told("--bvh", given.bvh, "the index's files, each readable"):
+            if not given.bvh.is_dir():
+                raise NotADirectoryError(f"--bvh: expected a folder of BVH files, got {given.bvh}")
+            clips = stick_from_bvh(
+                given.bvh, given.index, given.joint_map, width=given.figure, progress=show_progress
+            )
         _write(given.output, clips)
     elif isinstance(given, Make):
-        _new(given.output, given.overwrite)
+        check_new("--output", given.output, given.overwrite)
         if given.clips < 1:
             raise ValueError(f"clips: expected at least 1, got {given.clips}")
         _write(given.output, generate_stick(
             given.clips, seed=given.seed, width=given.figure, transitions=given.transitions,
-            augment=given.augment,
+            augment=given.augment, progress=partial(show_progress, what="clips"),
         ))  # fmt: skip
     else:
         _validate(given)
@@ -149,7 +165,7 @@ def _validate(given: Validate) -> None:
     if given.shown < 0:
         raise ValueError(f"shown: expected at least 0, got {given.shown}")
     if given.output is not None:
-        _new(given.output, given.overwrite)
+        check_new("--output", given.output, given.overwrite)
     clips = read_stick(given.data, finite=False)
     found = check_stick(clips)
     for finding in found[: given.shown]:
@@ -162,25 +178,13 @@ def _validate(given: Validate) -> None:
         _write(given.output, drop_found(clips, found))
 
 
-def _new(file: Path, overwrite: bool) -> None:
-    if file.suffix != ".pt":
-        raise ValueError(f"output: expected NAME.pt, got {file}")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"output: expected the folder {file.parent} to be there")
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"output: {file} is there already; --overwrite replaces it")
-
-
 def _write(file: Path, clips: list) -> None:
     if not clips:
-        raise ValueError(f"output: {file}: no clip is left to write")
-    write_stick(file, clips)
+        raise ValueError(f"--output: {file}: no clip is left to write")
+    with told("--output", file, "a file that can be written"):
+        write_stick(file, clips)
     frames = sum(len(clip.motion) for clip in clips)
     print(
         f"wrote {file}: {len(clips)} clips, {frames:,} frames ({frames / FPS:.0f} s), "
         f"{file.stat().st_size / 1e6:.1f} MB"
     )
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    print(f"\r{done}/{total} {name}\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from stick_places import told
 
 from mfk import train
 from mfk.core import config, tree
@@ -19,7 +20,6 @@ from mfk.core.types import Params, Task, Tree
 from mfk.data import LoaderConfig
 from mfk.data.stick import ACTIONS, FPS
 from mfk.data.stick_words import action_schedule
-from mfk.data.text_hash import embed_text
 from mfk.tasks import stick, stick_data, stick_generate, stick_measure, stick_report
 from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 from mfk.tasks.stick_net import RefineConfig, StickNetConfig, StickNets, stick_nets
@@ -76,7 +76,9 @@ def make_ready(settings: StickRun) -> Ready:
     scale = stick_data.measure_scale(data.training)
     if settings.run.init_from is not None and settings.run.resume is None:
         # Weights that were learnt in other units would have to be learnt anew.
-        _, before = trained(settings_of(Path(settings.run.init_from)), Path(settings.run.init_from))
+        source = Path(settings.run.init_from)
+        with told("--init-from", source, "the folder of a run that can be read"):
+            _, before = trained(settings_of(source, "--init-from"), source)
         known = {name: x for name, x in before.state["scale"].items() if name in scale}
         if any(known[name].shape != x.shape for name, x in scale.items()):
             raise ValueError(
@@ -91,9 +93,9 @@ def task_of(settings: StickRun, ready: Ready) -> Task:
     return stick.stick_task(ready.nets, ready.scale, settings.stick)
 
 
-def settings_of(checkpoint: Path) -> StickRun:
-    """The settings that a run was started with."""
-    return config.load_yaml(StickRun, train.run_of(checkpoint) / "config.yaml")
+def settings_of(checkpoint: Path, flag: str = "--checkpoint") -> StickRun:
+    """The settings that a run, given by `flag`, was started with."""
+    return config.load_yaml(StickRun, train.run_of(checkpoint, flag) / "config.yaml")
 
 
 def trained(settings: StickRun, checkpoint: Path) -> tuple[StickNets, Trained]:
@@ -156,16 +158,24 @@ def compose(
         raise ValueError(f"seconds: expected {least:g} to {_LONGEST}, got {seconds}")
     if actions and not nets.config.condition_actions:
         raise ValueError("actions: no effect on a network that was trained without condition_actions")
-    frames = round(seconds * FPS)
-    told = schedule(text, frames, actions) if nets.config.condition_actions else None
-    embedding = embed_text([text], settings.data.encoder, settings.net.embedding_dim)[0]
+    frames, wanted = round(seconds * FPS), None
+    if nets.config.condition_actions:
+        wanted = schedule(text, frames, actions)
+        stick_generate.check_actions(known, wanted, "actions" if actions else "text")
+    embedding = stick_data.embed_one("text", text, settings.data.encoder, settings.net.embedding_dim)
 
     def progress(done: int, total: int) -> None:
-        print(f"\r{done}/{total} frames\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
+        show_progress(done, total, "frames")
 
     return stick_generate.generate(
-        nets, found.params, found.state, known, embedding, frames, seed=seed, actions=told, progress=progress
-    )
+        nets, found.params, found.state, known, embedding, frames, seed=seed, actions=wanted,
+        progress=progress,
+    )  # fmt: skip
+
+
+def show_progress(done: int, total: int, what: str) -> None:
+    """One line of the terminal that counts."""
+    print(f"\r{done}/{total} {what}\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
@@ -178,10 +188,10 @@ def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:
         starts = [(ACTIONS.index(name), k * frames // len(actions)) for k, name in enumerate(actions)]
     else:
         starts = action_schedule(text, frames)
-    told = torch.full((frames,), -1)
+    labels = torch.full((frames,), -1)
     for action, first in starts:
-        told[first:] = -1 if action is None else action
-    return told
+        labels[first:] = -1 if action is None else action
+    return labels
 
 
 def sample_of(settings: StickRun, ready: Ready) -> str:
@@ -198,7 +208,7 @@ def sample_of(settings: StickRun, ready: Ready) -> str:
         try:
             _try(settings, ready, text)
         except ValueError as error:
-            raise ValueError(f"sample_text: {text!r}: {error}") from None
+            raise ValueError(f"sample_text: {error}") from None
     return text
 
 
@@ -212,9 +222,10 @@ def _possible(settings: StickRun, ready: Ready, text: str) -> bool:
 
 def _try(settings: StickRun, ready: Ready, text: str) -> None:
     """ValueError if no motion could be generated from the text."""
-    embed_text([text], settings.data.encoder, settings.net.embedding_dim)
+    stick_data.embed_one(repr(text), text, settings.data.encoder, settings.net.embedding_dim)
     if settings.net.condition_actions:
-        stick_generate.check_actions(ready.openings, schedule(text, round(SAMPLE_SECONDS * FPS), ()))
+        wanted = schedule(text, round(SAMPLE_SECONDS * FPS), ())
+        stick_generate.check_actions(ready.openings, wanted, repr(text))
 
 
 def write_motion(made: stick_generate.Made, file: Path, text: str) -> None:

@@ -118,7 +118,58 @@ def stick_lines(models: dict[str, Any], refined: dict[str, Any]) -> list[str]:
     for run in refined["runs"]:
         cells = [f"{run['truth_jerk']:.0f}", *(f"{r['jerk']:.0f}, {r['mse']:.1e}" for r in run["rows"])]
         lines.append(f"| {run['data']}: jitter, error | {' | '.join(cells)} |")
+    rates = [
+        ", ".join(f"{run['rows'][k]['motions_per_second']:,.0f}" for run in refined["runs"])
+        for k in (1, 2, 3)
+    ]
+    lines.append(f"| generated, recorded: windows a second | | | {' | '.join(rates)} |")
     return lines
+
+
+def test_the_figures_of_impulse_responses_are_the_committed_ones() -> None:
+    found = {
+        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("irf_models", "irf_speed", "irf_estimate")
+    }
+    for line in irf_lines(found["irf_models"]):
+        assert line in README
+    flat = README.replace("\n", " ")
+    for words in irf_words(**found):
+        assert words in flat
+
+
+def irf_lines(models: dict[str, Any]) -> list[str]:
+    """The README's table: held-out errors of each world, of the networks."""
+    own = {run["splits"][0]["world"]: run for run in models["own"]}
+    theirs = {run["splits"][0]["world"]: run for run in reversed(models["documented"])}  # the first shock's
+    lines = []
+    for world in own:
+        shared = [row for row in models["universal"]["splits"] if row["world"] == world]
+        (first,) = (row["nrmse"] for row in theirs[world]["splits"] if row["split"] == "test_interpolation")
+        cells = [first, own[world]["splits"][0]["nrmse"], *(row["nrmse"] for row in shared)]
+        lines.append(f"| {world} | {' | '.join(f'{x:.4f}' for x in cells)} |")
+    return lines
+
+
+def irf_words(
+    irf_models: dict[str, Any], irf_speed: dict[str, Any], irf_estimate: dict[str, Any]
+) -> list[str]:
+    """The README's sentences about speed, estimates and an ensemble's error bars."""
+    each = {row["case"]: 1e6 * row["seconds"] / row["rows"] for row in irf_speed["table"]}
+    qz, exact, small = (
+        each[name]
+        for name in ("nk: ordered QZ, each by itself", "nk: solver, 10,000", "nk, small: compiled, 10,000")
+    )
+    ways = irf_estimate["estimates"]["nk"]
+    inside, _, corner = irf_models["ensemble"]["splits"]
+    return [
+        f"{qz:.0f} us by an ordered QZ decomposition, {exact:.1f} us by mfk's closed form, "
+        f"{small:.1f} us by a small emulator (NRMSE {irf_speed['errors']['nk, small']:.3f})",
+        f"{ways['emulator']['exact_distance']:.2f} against {ways['solver']['exact_distance']:.2f}",
+        f"{ways['emulator']['seconds_search']:.1f} s against {ways['solver']['seconds_search']:.1f} s",
+        f"hold {100 * inside['covered_by_bars']:.1f} % of the held-out numbers, "
+        f"{100 * corner['covered_by_bars']:.1f} % of those in the corner",
+    ]
 
 
 def test_the_solver_as_it_is_shown(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ class IRFDataset(Dataset[Sample]):
                 generator are: they begin a period late and are no solution of that economy.
 
         Raises:
-            ValueError: an unknown world or split, dimensions that do not agree, or a file that cannot be
-                understood. On reading a sample: a chunk that is missing, cut or damaged, a number that is
-                not finite, or responses that begin late.
+            ValueError: an unknown world or split, dimensions that do not agree, splits that overlap, or a
+                file that cannot be understood. On reading a sample: a chunk that is missing, cut or
+                damaged, a number that is not finite, or responses that begin late.
             FileNotFoundError: a file or folder is missing.
         """
         self.zarr_root, self.world_ids, self.split = Path(zarr_root), list(world_ids), split
@@ -75,6 +75,10 @@ class IRFDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at a place in the split, 0 <= index < len; negative ones count from the end."""
+        if isinstance(index, bool) or not isinstance(index, int | np.integer):
+            raise TypeError(
+                f"index: expected an int, got {describe(index)}; torch.utils.data.Subset takes several"
+            )
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(f"index: expected a place in {len(self)} samples, got {index}")

@@ -17,22 +17,16 @@ import torch
 
 from mfk.core.files import write_atomically
 from mfk.core.types import describe
-from mfk.data.irf_layout import (
-    NO_DATE,
-    PERIODS,
-    chunk_files,
-    describe_data_set,
-    lay_out_arrays,
-    sync_file,
-)
+from mfk.data.irf_blocks import DATA, DONE, Block, block_found, make_block
+from mfk.data.irf_layout import NO_DATE, describe_data_set, lay_out_arrays
 from mfk.data.irf_splits import LEAST, split_samples
 from mfk.data.resumable import LOCK, held, sync_folder
-from mfk.data.worlds import WORLDS, World, draw_shocks, draw_theta, manifest
+from mfk.data.worlds import WORLDS, World, check_world, manifest
 
 BLOCK = 1000
 """Samples made at a time, and in a chunk. The last bits of some worlds depend on it, so it is no option."""
 
-_RECORD, _DATA, _DONE = "record.json", "data", "done"  # what is in the folder of unfinished work
+_RECORD = "record.json"  # in the folder of unfinished work, beside `DATA` and `DONE`
 
 
 class GeneratedIRF(NamedTuple):
@@ -41,17 +35,6 @@ class GeneratedIRF(NamedTuple):
     root: Path
     samples: int  # of all worlds
     found: int  # samples that an earlier, unfinished call had left
-
-
-class _Block(NamedTuple):
-    """Some samples of a world, for a process to make."""
-
-    work: Path
-    world: World
-    number: int
-    rows: int  # that are kept
-    size: int  # that are drawn
-    seed: int
 
 
 def generate_irf(
@@ -103,17 +86,17 @@ def generate_irf(
     with held(root, work):
         record = _keep_record(root, work, record)
         blocks = [
-            _Block(work, world, number, min(BLOCK, samples - first), BLOCK, seed)
+            Block(work, world, number, min(BLOCK, samples - first), BLOCK, seed)
             for world in chosen
             for number, first in enumerate(range(0, samples, BLOCK))
         ]
         total = samples * len(chosen)
         complete = os.path.lexists(root)  # all that was left to do was to remove the folder
-        missing = [] if complete else [block for block in blocks if not _found(block)]
+        missing = [] if complete else [block for block in blocks if not block_found(block)]
         found = total - sum(block.rows for block in missing)
         if not complete:
             for world in chosen:
-                lay_out_arrays(work / _DATA / world.name, world, samples, BLOCK)
+                lay_out_arrays(work / DATA / world.name, world, samples, BLOCK)
             done = found
             progress(done, total)
             for rows in _made(missing, workers):
@@ -122,28 +105,6 @@ def generate_irf(
             _finish(root, work, chosen, samples, seed, record)
         _remove(work)
     return GeneratedIRF(root, total, found)
-
-
-def make_samples(world: World, seed: int, rows: range) -> dict[str, np.ndarray]:
-    """The arrays of some samples by name, float32; see `mfk.data.irf_layout`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what a sum is may depend on it
-    try:
-        theta = draw_theta(world, seed, rows).float().double()
-        shocks = draw_shocks(world, seed, rows, PERIODS).float().double()
-        arrays = {
-            "theta": theta,
-            "irfs": world.irf(theta),
-            "trajectories": world.simulate(theta, shocks),
-            "shocks": shocks,
-        }
-    finally:
-        torch.set_num_threads(threads)
-    for name, values in arrays.items():
-        if not bool(values.isfinite().all()):
-            bad = int((~values.flatten(1).isfinite()).any(-1).nonzero()[0])
-            raise ValueError(f"world {world.name}: {name} of sample {rows[bad]} is not finite")
-    return {name: values.float().numpy() for name, values in arrays.items()}
 
 
 def _check(worlds: Sequence[str | World], samples: int, seed: int, workers: int, version: str) -> list[World]:
@@ -165,6 +126,7 @@ def _check(worlds: Sequence[str | World], samples: int, seed: int, workers: int,
                 f"worlds: expected worlds or names of {', '.join(WORLDS)}, got {describe(world)}"
             )
         chosen.append(world if isinstance(world, World) else WORLDS[world])
+        check_world(chosen[-1])
     names = [world.name for world in chosen]
     if len(set(names)) < len(names):
         raise ValueError(f"worlds: expected each world once, got {', '.join(names)}")
@@ -196,8 +158,8 @@ def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, An
             raise _taken(root)
         # Of a call that was killed before it had a record. The folder of the data is there from now on until
         # it becomes `root`.
-        shutil.rmtree(work / _DATA, ignore_errors=True)
-        (work / _DATA).mkdir()
+        shutil.rmtree(work / DATA, ignore_errors=True)
+        (work / DATA).mkdir()
         write_atomically(path, json.dumps(record, indent=1) + "\n")
         return record
     try:
@@ -209,7 +171,7 @@ def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, An
         raise ValueError(f"{path}: {error}. To begin again, delete the folder {work}.") from None
     ours = record["settings"]
     changed = [name for name in {**settings, **ours} if settings.get(name) != ours.get(name)]
-    if os.path.lexists(root) and (changed or (work / _DATA).exists()):
+    if os.path.lexists(root) and (changed or (work / DATA).exists()):
         raise _taken(root)
     if changed:
         changes = ", ".join(f"{name} {settings.get(name)} -> {ours.get(name)}" for name in changed)
@@ -220,54 +182,20 @@ def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, An
     return kept
 
 
-def _made(blocks: list[_Block], workers: int) -> Iterator[int]:
+def _made(blocks: list[Block], workers: int) -> Iterator[int]:
     """Make the blocks; yields the number of rows of each as it is there."""
     if workers == 1 or len(blocks) < 2:
         for block in blocks:
-            yield _make(block)
+            yield make_block(block)
         return
     # Not forked: zarr and torch have threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(blocks)), mp_context=context)
     try:
-        for future in as_completed([pool.submit(_make, block) for block in blocks]):
+        for future in as_completed([pool.submit(make_block, block) for block in blocks]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _make(block: _Block) -> int:
-    """Make and write a block; it counts once its files are on the disk and its mark is set."""
-    import zarr
-
-    first = block.number * block.size
-    folder = block.work / _DATA / block.world.name
-    for name, values in make_samples(block.world, block.seed, range(first, first + block.size)).items():
-        array: Any = zarr.open_array(folder / f"{name}.zarr", mode="r+")
-        array[first : first + block.rows] = values[: block.rows]
-    for path in chunk_files(folder, block.number):
-        sync_file(path)
-    mark = _mark(block)
-    mark.parent.mkdir(exist_ok=True)
-    mark.touch()
-    sync_folder(mark.parent)
-    return block.rows
-
-
-def _found(block: _Block) -> bool:
-    """Whether an earlier call made this block."""
-    if not _mark(block).exists():
-        return False
-    for path in chunk_files(block.work / _DATA / block.world.name, block.number):
-        if not path.exists():
-            raise ValueError(
-                f"{path}: was made before and is gone. To begin again, delete the folder {block.work}."
-            )
-    return True
-
-
-def _mark(block: _Block) -> Path:
-    return block.work / _DONE / f"{block.world.name}.{block.number}"
 
 
 def _finish(
@@ -278,17 +206,17 @@ def _finish(
 
     simulators = {}
     for world in worlds:
-        folder = work / _DATA / world.name
+        folder = work / DATA / world.name
         theta = np.asarray(zarr.open_array(folder / "theta.zarr", mode="r")[:])
         split = split_samples(world, torch.from_numpy(theta).double(), seed)
         write_atomically(folder / "splits.json", json.dumps(split.samples) + "\n")
         simulators[world.name] = {"n_samples": samples, **manifest(world), "held_out": split.held_out}
     made_by = {name: value for name, value in record["settings"].items() if name != "worlds"}
     text = describe_data_set(simulators, record, seed, made_by)
-    write_atomically(work / _DATA / "manifest.json", text)
+    write_atomically(work / DATA / "manifest.json", text)
     if os.path.lexists(root):
         raise _taken(root)
-    (work / _DATA).rename(root)
+    (work / DATA).rename(root)
     sync_folder(root.parent)
 
 
@@ -296,7 +224,7 @@ def _check_folder(work: Path) -> None:
     """Refuse a folder that is somebody else's, before a lock is put into it."""
     names = set(os.listdir(work)) if work.is_dir() else set()
     strange = [
-        name for name in sorted(names - {_RECORD, _DATA, _DONE, LOCK}) if not name.startswith(f".{_RECORD}.")
+        name for name in sorted(names - {_RECORD, DATA, DONE, LOCK}) if not name.startswith(f".{_RECORD}.")
     ]
     if strange:
         raise ValueError(
@@ -306,7 +234,7 @@ def _check_folder(work: Path) -> None:
 
 
 def _remove(work: Path) -> None:
-    shutil.rmtree(work / _DONE, ignore_errors=True)
+    shutil.rmtree(work / DONE, ignore_errors=True)
     # The record last: as long as it is there, the same settings find out that the data set is complete.
     for name in (LOCK, _RECORD):
         (work / name).unlink(missing_ok=True)

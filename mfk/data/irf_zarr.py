@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mfk.core.types import describe
+from mfk.data.irf_splits import SPLITS
 
 
 class WorldFiles(NamedTuple):
@@ -40,13 +41,18 @@ def open_world(root: Path, world_id: str, split: str, manifest: dict[str, Any]) 
             f"{folder}: expected as many responses as parameters, got {irfs.shape[0]} samples in irfs.zarr "
             f"and {theta.shape[0]} in theta.zarr"
         )
-    told = manifest[world_id] if isinstance(manifest[world_id], dict) else {}
+    path = root / "manifest.json"
+    told = _object(path, world_id, manifest[world_id])
     for key, array, found in (("param_manifest", "theta", theta), ("shock_manifest", "irfs", irfs)):
-        names = told.get(key, {}).get("names")
+        names = _object(path, key, told.get(key, {})).get("names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(x, str) for x in names)):
+            raise ValueError(
+                f"{path}: expected a list of names in {key} of {world_id!r}, got {describe(names)}"
+            )
         if names is not None and len(names) != found.shape[1]:
             raise ValueError(
                 f"{folder / array}.zarr: expected {len(names)} numbers along axis 1, as many as the {key} of "
-                f"{root / 'manifest.json'} names, got the shape {found.shape}"
+                f"{path} names, got the shape {found.shape}"
             )
     return WorldFiles(theta, irfs, read_split(folder / "splits.json", split, theta.shape[0]), told)
 
@@ -72,23 +78,52 @@ def open_array(path: Path, dimensions: int) -> Any:
 
 
 def read_split(path: Path, split: str, samples: int) -> np.ndarray:
-    """The sample numbers of a split, int64, each of them once and below `samples`."""
+    """The sample numbers of a split, int64; those of all splits are below `samples`, each there once.
+
+    Raises:
+        ValueError: there is no such split, a list cannot be understood, or two of the documented splits, or
+            one of these and `split`, have a sample in common. FileNotFoundError: there is no file.
+    """
     splits = read_json(path)
     if split not in splits:
         raise ValueError(f"split: {path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
-    numbers = np.asarray(splits[split])
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind != "i"):
+    found: dict[str, np.ndarray] = {}
+    of = np.full(samples, -1)  # number of the split that a sample is in
+    for name in [split, *(name for name in SPLITS if name in splits and name != split)]:
+        numbers = found[name] = _numbers(path, name, splits[name], samples)
+        both = numbers[of[numbers] >= 0]
+        if both.size:
+            raise ValueError(
+                f"{path}: expected each sample in one split, got sample {both[0]} in "
+                f"{list(found)[of[both[0]]]!r} and {name!r}, of which {both.size} are the same"
+            )
+        of[numbers] = len(found) - 1
+    return found[split]
+
+
+def _numbers(path: Path, split: str, given: Any, samples: int) -> np.ndarray:
+    """A list of sample numbers, checked."""
+    if not isinstance(given, list):
+        raise ValueError(f"{path}: expected a list of sample numbers in {split!r}, got {describe(given)}")
+    odd = next((place for place, number in enumerate(given) if type(number) is not int), None)
+    if odd is not None:
         raise ValueError(
-            f"{path}: expected a list of sample numbers in {split!r}, got {describe(splits[split])}"
+            f"{path}: expected a list of sample numbers in {split!r}, "
+            f"got {describe(given[odd])} at place {odd}"
         )
-    numbers = numbers.astype(np.int64)
-    outside = numbers[(numbers < 0) | (numbers >= samples)]
-    if outside.size or len(np.unique(numbers)) < len(numbers):
-        what = f"sample {outside[0]} of {samples}" if outside.size else "a sample twice"
+    outside = next((number for number in given if not 0 <= number < samples), None)
+    if outside is not None or len(set(given)) < len(given):
+        what = "a sample twice" if outside is None else f"sample {outside} of {samples}"
         raise ValueError(
             f"{path}: expected each number once, from 0 to {samples - 1}, in {split!r}, got {what}"
         )
-    return numbers
+    return np.asarray(given, dtype=np.int64)
+
+
+def _object(path: Path, name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: expected a JSON object under {name!r}, got {describe(given)}")
+    return given
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,14 +143,18 @@ def read_chunk(path: Path, array: Any, number: int) -> np.ndarray:
     """The samples of a chunk, float32 [rows, ...].
 
     Raises:
-        ValueError: its file is missing (which zarr would read as zeros), cut or damaged, or holds a number
-            that is not finite.
+        ValueError: its file is missing (which zarr would read as the fill value, of a file that was lost as
+            of one that was left out), cut or damaged, or holds a number that is not finite.
     """
     rest = [range(-(-size // extent)) for size, extent in zip(array.shape[1:], array.chunks[1:], strict=True)]
     for index in itertools.product([number], *rest):
         file = path / array.metadata.encode_chunk_key(index)
         if not file.is_file():
-            raise ValueError(f"{file}: this chunk of the array is missing")
+            raise ValueError(
+                f"{file}: this chunk of the array is missing. If all its numbers are the fill value "
+                f"{array.fill_value}, zarr left it out: write it with write_empty_chunks=True in the array's "
+                "config, so that it cannot be taken for one that was lost"
+            )
         _check_blosc(file, array)
     first = number * array.chunks[0]
     try:

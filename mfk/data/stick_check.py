@@ -47,6 +47,7 @@ class StickFinding(NamedTuple):
 RULES = (
     "text",
     "short",
+    "zero",
     "finite",
     "speed",
     "acceleration",
@@ -56,9 +57,9 @@ RULES = (
     "physics",
     "environment",
 )
-"""text: there is none. short: of one frame, of which nothing else is said. finite: a number is not. speed,
-acceleration, length, gap: see `StickLimits`. actions: a number that is no place in ACTIONS. physics: not the
-motion's. environment: a name without a class."""
+"""text: there is none. short: of one frame, of which nothing else is said. zero: all numbers of all figures
+are 0. finite: a number is not. speed, acceleration, length, gap: see `StickLimits`. actions: a number that is
+no place in ACTIONS. physics: not the motion's. environment: a name without a class."""
 
 DEFAULT_LIMITS = StickLimits()
 
@@ -71,19 +72,25 @@ def check_stick(
 ) -> list[StickFinding]:
     """What is wrong with clips, in the order of clips and of `RULES`; nothing is changed or dropped.
 
-    A figure that is 0 throughout is taken for the padding of clips with fewer figures, and a number that is
-    not finite is all that is said of a clip's motion and physics. Speeds are those of the motion, not of the
-    stored physics, which are compared with it up to what float32 can tell apart.
+    A figure that is 0 throughout beside others is taken for the padding of clips with fewer figures, and a
+    number that is not finite is all that is said of a clip's motion and physics. Speeds are those of the
+    motion, not of the stored physics, which are compared with it up to what float32 can tell apart.
 
     Raises:
-        TypeError: something else than clips.
+        TypeError: something else than clips, or one without a text or a motion.
         ValueError: motion of another shape than `StickClip` says.
     """
     findings: list[StickFinding] = []
     for number, clip in enumerate(clips):
         if not isinstance(clip, StickClip):
             raise TypeError(f"clips[{number}]: expected a StickClip, got {describe(clip)}")
+        if not isinstance(clip.description, str):
+            raise TypeError(f"clips[{number}]: description: expected text, got {describe(clip.description)}")
         motion = clip.motion
+        if not isinstance(motion, Tensor) or not motion.is_floating_point():
+            raise TypeError(
+                f"clips[{number}]: motion: expected a tensor of floating point, got {describe(motion)}"
+            )
         if motion.ndim not in (2, 3) or motion.shape[-1] not in SEGMENTS or not len(motion):
             raise ValueError(
                 f"clips[{number}]: motion: expected [T, D] or [T, A, D], T >= 1 and D 20 or 48, "
@@ -117,6 +124,8 @@ def _check(number: int, clip: StickClip, limits: StickLimits, fps: float) -> lis
     if len(clip.motion) < 2:
         found("short", None, len(clip.motion), 2, "frames")
         return findings
+    if not bool(clip.motion.any()):
+        found("zero", None, None, None, "")
     broken = [
         (key, frame)
         for key in ("motion", "physics", "camera", "embedding")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -120,6 +120,7 @@ def generate_stick(
     augment: bool = False,
     actions: Sequence[str] | None = None,
     actors: int = 1,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[StickClip]:
     """Clips of random actions, alone or one after the other, with texts that say what is done and where.
 
@@ -139,6 +140,7 @@ def generate_stick(
         augment: whether to change speed, size, place and side.
         actions: to draw from; None: all of `GENERATED_ACTIONS`.
         actors: figures in a clip, 1 to 4; one: motion is [T, D], several: [T, A, D].
+        progress: called after each clip with (clips done, clips).
 
     Returns:
         The clips; there are no embeddings.
@@ -162,10 +164,12 @@ def generate_stick(
         if chosen == ("jump",):
             raise ValueError(f"frames: expected at least {_SHORTEST} for a jump, got {frames}")
         chosen = tuple(action for action in chosen if action != "jump")
-    return [
-        _clip(seed, number, frames, width, float(transitions), augment, chosen, actors)
-        for number in range(count)
-    ]
+    made = []
+    for number in range(count):
+        made.append(_clip(seed, number, frames, width, float(transitions), augment, chosen, actors))
+        if progress is not None:
+            progress(number + 1, count)
+    return made
 
 
 def _clip(

@@ -200,7 +200,7 @@ def _bones(path: Path, skeletons: Mapping[str, Any], name: str) -> dict[str, str
             raise ValueError(f"{path}: skeleton {name!r}: expected joints, got names in a circle: {seen}")
         seen.append(joints)
     if not isinstance(joints, dict):
-        raise ValueError(f"{path}: expected a skeleton {seen[-1]!r}, got {', '.join(skeletons)}")
+        raise ValueError(f"{path}: expected a skeleton {seen[-1]!r}, got {', '.join(skeletons) or 'none'}")
     for joint in _JOINTS.values():
         if not isinstance(joints.get(joint), str):
             raise ValueError(f"{path}: skeleton {seen[-1]!r}: expected a bone for {joint!r}, got none")

@@ -61,7 +61,7 @@ def embed_text(texts: Sequence[str], encoder: str = HASH, width: int | None = No
         [N, width], float32.
 
     Raises:
-        ValueError: as `hash_text`, no encoder, or the model's vectors have another width.
+        ValueError: as `hash_text`, no encoder, a model that cannot be loaded, or vectors of another width.
         TypeError: something else than texts.
         ImportError: the package that is needed is not installed.
     """
@@ -71,7 +71,14 @@ def embed_text(texts: Sequence[str], encoder: str = HASH, width: int | None = No
     if encoder == HASH:
         return hash_text(texts, 1024 if width is None else width)
     module = _optional("sentence_transformers", "sentence-transformers", "text")
-    found = module.SentenceTransformer(encoder).encode(
+    try:
+        model = module.SentenceTransformer(encoder)
+    except Exception as error:  # each part of a model has its own class of errors
+        raise ValueError(
+            "encoder: expected the name or the folder of a model of sentence-transformers, got "
+            f"{encoder!r}: {str(error).strip().partition(chr(10))[0]:.300}"
+        ) from error
+    found = model.encode(
         list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
     vectors = torch.from_numpy(found).float()

@@ -30,6 +30,13 @@ def check_frames(x: Tensor, inputs: int, dtype: torch.dtype, name: str = "x") ->
         raise ValueError(f"{name}: expected the shape [B, T, {inputs}] with T >= 1, got {tuple(x.shape)}")
 
 
+def check_rows(x: Tensor, inputs: int, dtype: torch.dtype, name: str = "x") -> None:
+    """Rows are [..., inputs] (ValueError), in the parameters' `dtype` (TypeError)."""
+    _check_dtype(name, x, dtype, "the network's")
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"{name}: expected the shape [..., {inputs}], got {tuple(x.shape)}")
+
+
 def check_condition(condition: Tensor | None, width: int, x: Tensor, *, per_frame: bool) -> None:
     """A condition of the frames `x` [B, T, F] is None, [B, width] or, where `per_frame`, [B, T, width].
 

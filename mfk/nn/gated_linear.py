@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mfk.core.types import describe
-from mfk.nn.checks import check_sizes
+from mfk.nn.checks import check_rows, check_sizes
 from mfk.nn.keyed_dropout import check_rate, dropout
 
 
@@ -38,9 +37,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor, key: Tensor | None = None, site: int = 0) -> Tensor:
         """[..., dim] -> [..., dim]; `key` and `site` are those of `mfk.nn.dropout`.
 
-        ValueError: another last axis.
+        ValueError: another last axis. TypeError: another dtype than the network's.
         """
-        if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[-1] != self.dim:
-            raise ValueError(f"x: expected the shape [..., {self.dim}], got {describe(x)}")
+        check_rows(x, self.dim, self.gate.weight.dtype)
         hidden = nn.functional.silu(self.gate(x)) * self.value(x)
         return self.leave(dropout(hidden, self.rate, key, site))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from mfk.losses.horizon import SCHEMES
 from mfk.tasks.irf_coordinates import Coordinates
 from mfk.tasks.irf_data import filled
 from mfk.tasks.irf_net import IRFNets
+from mfk.tasks.irf_respond import predict, respond, target, units
 
-Combine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _KEPT = 0.99  # of the moving mean of a world's loss, a step
 
 
@@ -100,9 +99,13 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         if settings.sobolev == 0:
             return dict(batch)
-        shape = tuple(batch["theta"].shape[1:])
-        direction = rng.normal(rng.key(seed, step, "direction"), rows, shape, torch.float64)
-        return {**batch, **tangents(nets, state["scale"], batch, direction.to(batch["theta"].device))}
+        # A key for each column: how many there are depends on what other worlds are in the batch.
+        columns = [
+            rng.normal(rng.key(seed, step, "direction", column), rows, (), torch.float64)
+            for column in range(batch["theta"].shape[1])
+        ]
+        direction = torch.stack(columns, -1).to(batch["theta"].device)
+        return {**batch, **tangents(nets, state["scale"], batch, direction)}
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         del teacher
@@ -121,47 +124,6 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
         return _evaluate(nets, settings, params, state, batch)
 
     return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
-
-
-def one_by_one(coefficients: Tensor, basis: Tensor) -> Tensor:
-    """Σ_k coefficient_kh basis_ksv: [B, K, H + 1], [B, K, S, V] -> [B, S, H + 1, V].
-
-    One after the other: further coefficients, of other worlds in the batch, are zeros and change no bit.
-    """
-    total = coefficients.new_zeros(())
-    for k in range(basis.shape[1]):
-        total = total + coefficients[:, k, None, :, None] * basis[:, k, :, None, :]
-    return total
-
-
-def at_once(own: Coordinates) -> Combine:
-    """The same as `one_by_one`, faster, of rows that are all of one world."""
-
-    def combine(coefficients: Tensor, basis: Tensor) -> Tensor:
-        if own.each:
-            return coefficients.unflatten(1, basis.shape[2:]).movedim(2, 3)
-        return torch.einsum("bkh,bksv->bshv", coefficients, basis)
-
-    return combine
-
-
-def predict(
-    nets: IRFNets, params: Params, state: Tree, batch: Batch, combine: Combine | None = None
-) -> Tensor:
-    """What the network says of a batch of `rows_of`, "irf" not being needed: [B, S, H + 1, V].
-
-    In units of the observables; S is 1 where the network emulates a single shock. What a row has not is 0.
-    `combine` puts responses together from coefficients and a basis; None: as is right for `nets.worlds`.
-    """
-    basis = batch.get("basis")
-    return _respond(nets, params, state, batch, batch["x"], batch["size"], basis, combine)
-
-
-def target(nets: IRFNets, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The responses that the network is to say, [B, S, H + 1, V], and which are a row's own, [B, S]."""
-    k = nets.config.shock
-    chosen = slice(None) if k is None else slice(k, k + 1)
-    return batch["irf"][:, chosen], batch["shock_mask"][:, chosen]
 
 
 def tangents(nets: IRFNets, scale: Params, batch: Batch, direction: Tensor) -> Batch:
@@ -205,51 +167,6 @@ def tangents(nets: IRFNets, scale: Params, batch: Batch, direction: Tensor) -> B
     return out
 
 
-def _respond(
-    nets: IRFNets,
-    params: Params,
-    state: Tree,
-    batch: Batch,
-    x: Tensor,
-    size: Tensor,
-    basis: Tensor | None,
-    combine: Combine | None = None,
-) -> Tensor:
-    scale, world, k = state["scale"], batch["world"], nets.config.shock
-    count = x.shape[1]
-    mean, std = scale["x_mean"][world, :count], scale["x_std"][world, :count]
-    seen = (x - mean) / std
-    told: tuple[int, ...] = ()
-    if nets.config.arch == "universal":
-        told = (size.shape[1] if basis is None else basis.shape[1],)
-    out = nets.model.apply(params, state["buffers"], seen, world, batch["x_mask"], *told)
-    if out.ndim == 3:
-        out = out.unsqueeze(1)
-    chosen = slice(None) if k is None else slice(k, k + 1)
-    own = batch["shock_mask"][:, chosen]
-    size = size[:, chosen]
-    if basis is None:
-        out = out[:, : size.shape[1]]
-        first = scale["out_mean"][world][:, chosen][:, : size.shape[1]]
-        unit = first + scale["out_std"][world][:, chosen][:, : size.shape[1]] * out
-    else:
-        width = basis.shape[1]
-        coefficients = scale["out_mean"][world, :width] + scale["out_std"][world, :width] * out[:, :width]
-        if combine is None:
-            combine = at_once(nets.coordinates[0]) if len(nets.worlds) == 1 else one_by_one
-        unit = combine(coefficients.squeeze(-1), basis)
-    return torch.where(own[..., None, None], unit * size[..., None, None], 0.0)
-
-
-def _units(nets: IRFNets, state: Tree, batch: Batch) -> Tensor:
-    """What an error is divided by, [B, S, 1, V]."""
-    k = nets.config.shock
-    chosen = slice(None) if k is None else slice(k, k + 1)
-    size = batch["size"]
-    std = state["scale"]["irf_std"][batch["world"], : size.shape[1]][:, chosen]
-    return (size[:, chosen].unsqueeze(-1) * std).unsqueeze(-2)
-
-
 def _error(settings: IRFLossConfig, pred: Tensor, truth: Tensor, weights: Tensor, own: Tensor) -> Tensor:
     """The error of each row [B], from responses in deviations."""
     error = losses.horizon_squared_error if settings.loss_fn == "mse" else losses.horizon_absolute_error
@@ -261,7 +178,7 @@ def _row_loss(
 ) -> tuple[Tensor, Metrics]:
     """The loss of each row [B] without derivatives, and its parts summed over rows."""
     truth, own = target(nets, batch)
-    unit = _units(nets, state, batch)
+    unit = units(nets, state, batch)
     pred = predict(nets, params, state, batch) / unit
     rows = _error(settings, pred, truth / unit, state["scale"]["weights"], own)
     metrics = {settings.loss_fn: rows.detach().sum()}
@@ -291,10 +208,10 @@ def _derivative_error(
         directions.append(batch["dbasis"])
 
     def responses(x: Tensor, size: Tensor, basis: Tensor | None = None) -> Tensor:
-        return _respond(nets, params, state, batch, x, size, basis)
+        return respond(nets, params, state, batch, x, size, basis)
 
     steep = jvp(responses, tuple(primals), tuple(directions))[1]
-    unit = _units(nets, state, batch)
+    unit = units(nets, state, batch)
     _, own = target(nets, batch)
     k = nets.config.shock
     truth = batch["dirf"] if k is None else batch["dirf"][:, k : k + 1]
@@ -309,7 +226,7 @@ def _evaluate(
     totals: Metrics = {"val_loss": rows.sum()}
     weights: Metrics = {"val_loss": rows.new_full((), len(rows))}
     truth, own = target(nets, batch)
-    unit = _units(nets, state, batch)
+    unit = units(nets, state, batch)
     error = (predict(nets, params, state, batch) - truth) / unit
     each = error.square().mean(-2).sqrt().mean(-1)  # [B, S]
     for number, world in enumerate(nets.worlds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mfk.core.types import Batch, Params
 from mfk.data import IRFDataset
 from mfk.data.irf_splits import LEAST, SPLITS, split_samples
 from mfk.data.worlds import WORLDS, World, draw_theta
+from mfk.tasks.irf_check import check_names, check_responses
 from mfk.tasks.irf_net import IRFNets
 
 _ROWS = 512  # rows of a batch in validation
@@ -35,7 +37,11 @@ class IRFDataConfig:
     samples: int = 10_000
     """Without a folder: samples of each world; 80 % are trained on."""
     one_period_late: bool = False
-    """Of a folder: take responses of nk that begin a period late, as the original generator's do."""
+    """Of a folder: take responses of nk that begin a period late, as the original generator's do, and are no
+    solution: they are not compared with it, as those of other worlds are."""
+    compare: bool = True
+    """Of a folder: compare some responses with the world's own; off takes another simulator's (the original's
+    of var are a hundredth of what its parameters say)."""
 
 
 class Economies(NamedTuple):
@@ -64,27 +70,36 @@ def open_irf(config: IRFDataConfig, seed: int) -> IRFData:
     worlds = worlds_of(config.worlds)
     if config.data is not None:
         refuse_unused(config, False, "samples")
-        samples: dict[str, dict[str, Economies]] = {}
-        horizon = 0
-        for split in SPLITS:
-            files = IRFDataset(config.data, config.worlds, split, one_period_late=config.one_period_late)
-            samples[split] = {}
-            for world in worlds:
-                info = files.get_world_info(world.name)
-                expected = (len(world.parameters.names), len(world.shocks.names))
-                if (info["n_params"], info["n_shocks"]) != expected:
-                    raise ValueError(
-                        f"{config.data}: world {world.name}: expected {expected[0]} parameters and "
-                        f"{expected[1]} shocks, got {info['n_params']} and {info['n_shocks']}"
-                    )
-                horizon = info["H"]
-                read = files.read(world.name)
-                samples[split][world.name] = Economies(read["theta"].double(), read["irf"])
-        return IRFData(str(config.data), worlds, horizon, samples)
-    refuse_unused(config, False, "one_period_late")
+        return _read(config, config.data, worlds)
+    refuse_unused(config, False, "one_period_late", "compare")
     if isinstance(config.samples, bool) or config.samples < LEAST:
         raise ValueError(f"samples: expected at least {LEAST}, got {config.samples}")
     return generated(worlds, config.samples, seed)
+
+
+def _read(config: IRFDataConfig, folder: Path, worlds: tuple[World, ...]) -> IRFData:
+    _check_folder(folder)
+    samples: dict[str, dict[str, Economies]] = {}
+    horizon = 0
+    for split in SPLITS:
+        files = IRFDataset(folder, config.worlds, split, one_period_late=config.one_period_late)
+        samples[split] = {}
+        for world in worlds:
+            check_names(files, world)
+            horizon = files.get_world_info(world.name)["H"]
+            read = files.read(world.name)
+            theta, irf = read["theta"].double(), read["irf"]
+            # What begins a period late is no solution.
+            if config.compare and not (config.one_period_late and world.name == "nk"):
+                check_responses(folder, world, theta, irf, read["sample_idx"])
+            samples[split][world.name] = Economies(theta, irf)
+    return IRFData(str(folder), worlds, horizon, samples)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        seen = "" if folder.is_absolute() else f", seen from {Path.cwd()}"
+        raise FileNotFoundError(f"data: there is no folder {folder}{seen}")
 
 
 def generated(worlds: Sequence[World], samples: int, seed: int) -> IRFData:
@@ -110,11 +125,40 @@ def worlds_of(names: Sequence[str]) -> tuple[World, ...]:
 
 
 def data_record(config: IRFDataConfig) -> str:
-    """What tells the data of a run from others."""
+    """What tells the data of a run from others: of chunks the sizes, of all else the content.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+    """
     if config.data is None:
         return "generated\n"
-    files = ["manifest.json", *(f"{name}/splits.json" for name in config.worlds)]
-    return "".join(f"{config.data / name}: {fingerprint(config.data / name)}\n" for name in files)
+    _check_folder(config.data)
+    lines = []
+    for name in ("manifest.json", *(f"{world}/splits.json" for world in config.worlds)):
+        file = config.data / name
+        if not file.is_file():
+            raise FileNotFoundError(f"data: {file}: there is no such file")
+        lines.append(f"{file}: {fingerprint(file)}\n")
+    for world in config.worlds:
+        for name in ("theta.zarr", "irfs.zarr"):
+            folder = config.data / world / name
+            lines.append(f"{folder}: {_array_record(folder)}\n")
+    return "".join(lines)
+
+
+def _array_record(folder: Path) -> str:
+    """How many files an array has, and a CRC-32 of their names and sizes, and of what describes it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        raise FileNotFoundError(f"data: {folder}: there is no such array")
+    told = [
+        fingerprint(file) if file.name in ("zarr.json", ".zarray") else f"{file.stat().st_size} bytes"
+        for file in files
+    ]
+    text = "".join(
+        f"{file.relative_to(folder).as_posix()} {it}\n" for file, it in zip(files, told, strict=True)
+    )
+    return f"{len(files)} files, crc of their sizes {zlib.crc32(text.encode()):08x}"
 
 
 def rows_of(nets: IRFNets, samples: Mapping[str, Economies]) -> Batch:

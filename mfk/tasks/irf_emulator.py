@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mfk.core.types import Params, Tree, describe
-from mfk.tasks import irf
 from mfk.tasks.irf_net import IRFNets, irf_nets
+from mfk.tasks.irf_respond import at_once, predict
 
 
 def emulator(nets: IRFNets, params: Params, state: Tree, world_id: str) -> Callable[[Tensor], Tensor]:
@@ -34,7 +34,7 @@ def emulator(nets: IRFNets, params: Params, state: Tree, world_id: str) -> Calla
     own, world = nets.coordinates[number], nets.worlds[number]
     size, shocks = len(world.parameters.names), len(world.shocks.names)
 
-    combine = irf.at_once(own)
+    combine = at_once(own)
 
     def respond(theta: Tensor) -> Tensor:
         if not isinstance(theta, Tensor) or theta.ndim < 1 or theta.shape[-1] != size:
@@ -49,7 +49,7 @@ def emulator(nets: IRFNets, params: Params, state: Tree, world_id: str) -> Calla
             "shock_mask": torch.ones_like(told.size, dtype=torch.bool),
             **({} if told.basis is None else {"basis": told.basis.float()}),
         }
-        out = irf.predict(nets, params, state, batch, combine)[:, :shocks]
+        out = predict(nets, params, state, batch, combine)[:, :shocks]
         return out.reshape(*theta.shape[:-1], *out.shape[1:])
 
     return respond

@@ -21,6 +21,7 @@ from torch.func import grad_and_value
 from mfk.core import rng
 from mfk.core.types import Rows, describe
 from mfk.data.worlds import World
+from mfk.tasks.irf_identify import unmoving
 
 Respond = Callable[[Tensor], Tensor]
 _BLOCK = 1_024  # economies at a time: what fits the cache
@@ -54,6 +55,7 @@ class Estimate(NamedTuple):
     seconds_draws: float
     seconds_search: float
     starts: list[float]  # J of each start's optimum, least first
+    ends: Tensor  # float64 [starts, P], these optima
 
 
 def measured_monetary_policy(horizon: int = 20, lags: int = 4) -> Target:
@@ -86,6 +88,11 @@ def measured_monetary_policy(horizon: int = 20, lags: int = 4) -> Target:
     rows = torch.stack((gap, *(torch.tensor(data[name].to_numpy()) for name in ("infl", "tbilrate"))), -1)
     quarter = torch.tensor((4 * data["year"] + data["quarter"]).to_numpy())
     rows = rows[(quarter >= 4 * 1965 + 3) & (quarter <= 4 * 1995 + 3)]
+    # Each lag takes a quarter, and as many coefficients of each equation as there are equations.
+    equations = rows.shape[1]
+    most = (len(rows) - 1 - equations) // (1 + equations)
+    if lags > most:
+        raise ValueError(f"lags: expected at most {most} with {len(rows)} quarters of data, got {lags}")
     responses = models.VAR(rows.numpy()).fit(lags).irf(horizon)
     response, deviation = (
         torch.tensor(x[:, :, 2]) / 100 for x in (responses.orth_irfs, responses.stderr(orth=True))
@@ -119,8 +126,8 @@ def make_problem(
         fixed: values of the others, float64 [P]; None: the world's defaults.
 
     Raises:
-        ValueError: unknown names, shapes that do not agree, numbers or deviations that cannot be. TypeError:
-            dtypes other than float64.
+        ValueError: unknown names, parameters that do not move what was measured, shapes that do not agree,
+            numbers or deviations that cannot be. TypeError: dtypes other than float64.
     """
     names = world.parameters.names
     if shock not in world.shocks.names:
@@ -142,7 +149,13 @@ def make_problem(
         raise ValueError("response: expected finite numbers")
     if not bool((target.deviation > 0).all()):
         raise ValueError("deviation: expected numbers > 0, inf where a response is left out")
-    return Problem(world, target, world.shocks.names.index(shock), tuple(free), fixed)
+    place = world.shocks.names.index(shock)
+    if still := unmoving(world, place, free, target.deviation):
+        raise ValueError(
+            f"free: expected parameters that move the response to {shock!r}, got {', '.join(still)}, which "
+            f"{'does' if len(still) == 1 else 'do'} not"
+        )
+    return Problem(world, target, place, tuple(free), fixed)
 
 
 def estimate(
@@ -209,7 +222,13 @@ def estimate(
         seconds_draws=drawn - begun,
         seconds_search=time.perf_counter() - drawn,
         starts=[float(end.fun) for end in ends],
+        ends=economy(torch.stack([torch.from_numpy(end.x) for end in ends])),
     )
+
+
+def nearly_as_good(found: Estimate, share: float = 1e-3) -> Tensor:
+    """The optima of all starts whose J is within a share of the least, float64 [K, P]."""
+    return found.ends[torch.tensor(found.starts) <= (1 + share) * found.distance]
 
 
 def _optimizer() -> Callable[..., Any]:

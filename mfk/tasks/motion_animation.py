@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfk.core.types import describe
 from mfk.kinematics.skeleton import check_parents
-from mfk.tasks.movies import check_fps, check_place, shown_frames, write_movie
+from mfk.tasks.movies import boxes_for_unknown, check_fps, check_place, readable, shown_frames, write_movie
 
 _AZIMUTH, _ELEVATION = math.radians(-60), math.radians(20)  # of the camera, which looks in parallel lines
 _INCHES, _TOP, _DPI = 4.0, 0.6, 80  # a panel's side, the room for titles; 320 x 368 pixels with one panel
@@ -139,7 +139,9 @@ def _draw(
         axes.set_axis_off()
         axes.set_xlim(centre[0] - half, centre[0] + half)
         axes.set_ylim(centre[1] - half, centre[1] + half)
-        figure.text(share * (i + 0.5), _INCHES / (_INCHES + _TOP), name, ha="center", parse_math=False)
+        figure.text(
+            share * (i + 0.5), _INCHES / (_INCHES + _TOP), readable(name), ha="center", parse_math=False
+        )
         grid = axes.plot([], [], color="0.85", linewidth=0.8)[0]
         style: dict[str, Any] = {
             "linewidth": 2.0,
@@ -153,12 +155,13 @@ def _draw(
     for k in drawn:
         said = [text for frame, text in sorted(marks.items()) if frame <= k][-1:]
         count = f"frame {k + 1} of {frames}"
-        heading.set_text(", ".join([*([title] if title else []), count, *said]))
+        heading.set_text(readable(", ".join([*([title] if title else []), count, *said])))
         for name, grid, bones in panels:
             grid.set_data(*_grid(anchors[name][k], 2 * half).T)
             for side, line in bones.items():
                 line.set_data(*_bones(flat[name][k], parents, sides, side).T)
-        canvas.draw()
+        with boxes_for_unknown():
+            canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

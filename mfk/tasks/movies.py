@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +21,24 @@ from mfk.core.types import describe
 _BROWSERS = 50.0  # frames per second of a .gif that every program shows in time
 
 
-def check_place(path: Path, suffixes: Sequence[str]) -> None:
-    """Whether a file of one of the suffixes could be written there.
+def check_place(path: Path, suffixes: Sequence[str], name: str = "path") -> None:
+    """Whether a file of one of the suffixes could be written there; messages name `name`.
 
     Raises:
         ValueError: another suffix, or an .mp4 without ffmpeg.
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder. IsADirectoryError: it is a folder itself.
+        PermissionError: the folder cannot be written to.
     """
     if path.suffix not in suffixes:
-        raise ValueError(f"path: expected {' or '.join('NAME' + s for s in suffixes)}, got {str(path)!r}")
+        raise ValueError(f"{name}: expected {' or '.join('NAME' + s for s in suffixes)}, got {str(path)!r}")
     if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
-        raise ValueError(f"path: {str(path)!r} needs ffmpeg, which is not installed; a .gif does not")
+        raise ValueError(f"{name}: {str(path)!r} needs ffmpeg, which is not installed; a .gif does not")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected the folder {str(path.parent)!r} to be there")
+        raise FileNotFoundError(f"{name}: expected the folder {str(path.parent)!r} to be there")
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: expected a file, got the folder {str(path)!r}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: expected a folder that can be written to, got {str(path.parent)!r}")
 
 
 def check_fps(fps: float) -> None:
@@ -42,6 +49,20 @@ def check_fps(fps: float) -> None:
     """
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a finite number > 0, got {describe(fps)}")
+
+
+def readable(text: str) -> str:
+    """The text as it can be drawn: "?" for half a character, as bytes of a command line may leave it."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def boxes_for_unknown() -> Iterator[None]:
+    """For ``with`` around drawing: a character that the font lacks is a box, which needs no warning."""
+    with warnings.catch_warnings():
+        said = r"Glyph \d+ |Matplotlib currently does not support"
+        warnings.filterwarnings("ignore", message=said, category=UserWarning)
+        yield
 
 
 def shown_frames(path: Path, frames: int, fps: float) -> range:

@@ -19,6 +19,7 @@ from mfk.core.types import Batch, Params
 from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
 from mfk.data.stick_files import read_stick
 from mfk.data.stick_generate import generate_stick
+from mfk.data.tensors import open_regular
 from mfk.data.text_hash import HASH, embed_text
 from mfk.tasks.stick_features import fit_stick
 
@@ -71,7 +72,6 @@ class StickData(NamedTuple):
     validation: list[StickClip]
     test: list[StickClip]
     openings: list[StickClip]  # of the training clips, for generation to begin with
-    texts: int  # E
 
 
 def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: bool) -> StickData:
@@ -94,8 +94,6 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
     else:
         # A preset says how many clips to generate, which is no fault of who names a file.
         refuse_unused(config, False, "figure", "transitions", "augment")
-        if not path.is_file():
-            raise FileNotFoundError(f"data: {path}: there is no such file")
         clips, name = read_stick(path), str(path)
     widths = sorted({clip.motion.shape[-1] for clip in clips})
     if len(widths) != 1:
@@ -107,35 +105,35 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
         check_clip(clip, camera, f"{name}: clip {i}")
     # Parted before the actors are: those of one recording are not independent.
     training, validation, test = (single_actors(part) for part in _part(config, clips, seed, name))
-    return StickData(
-        name, widths[0], windows_of(training, config.frames, camera, name), validation, test, training,
-        embedding_dim,
-    )  # fmt: skip
+    windows = windows_of(training, config.frames, camera, name)
+    return StickData(name, widths[0], windows, validation, test, training)
 
 
 def path_of(config: StickDataConfig) -> Path | None:
-    """The file that the settings and the variable TRAIN_DATA_PATH mean; None: none."""
-    named = {
-        "train": config.train_data,
-        "pretrain": config.curated_pretrain_data,
-        "sft": config.curated_sft_data,
-    }
+    """The file that the settings and the variable TRAIN_DATA_PATH mean; None: none.
+
+    Raises:
+        OSError, ValueError: there is no such file, or it cannot be read; or settings without one.
+    """
+    named = {"train": "train_data", "pretrain": "curated_pretrain_data", "sft": "curated_sft_data"}
     if config.stage not in named:
         raise ValueError(f"stage: expected train, pretrain or sft, got {config.stage!r}")
-    path = config.data or named[config.stage]
+    where = named[config.stage] if config.data is None else "data"
+    path = getattr(config, where)
     if path is None and config.stage == "train" and os.environ.get(VARIABLE):
-        path = Path(os.environ[VARIABLE])
-        if not path.is_file():
-            raise FileNotFoundError(f"the variable {VARIABLE}: {path}: there is no such file")
-    if path is None and config.stage == "train":
-        for stage, file in named.items():
-            if file is not None:
-                raise ValueError(
-                    f"curated_{stage}_data: {file} needs --stage {stage}; train_data names no file"
-                )
-    if path is None and config.stage != "train":
-        raise ValueError(f"stage: {config.stage} needs curated_{config.stage}_data, or --data")
-    return path
+        where, path = f"the variable {VARIABLE}", Path(os.environ[VARIABLE])
+    if path is not None:
+        try:
+            open_regular(path)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from None
+        return path
+    if config.stage != "train":
+        raise ValueError(f"stage: {config.stage} needs {where}, or --data")
+    for stage, name in named.items():
+        if (file := getattr(config, name)) is not None:
+            raise ValueError(f"{name}: {file} needs --stage {stage}; train_data names no file")
+    return None
 
 
 def data_record(config: StickDataConfig) -> str:
@@ -163,6 +161,26 @@ def single_actors(clips: Sequence[StickClip]) -> list[StickClip]:
     return found
 
 
+def embed_one(name: str, text: str, encoder: str, width: int) -> Tensor:
+    """`embed_text` of one text, [E].
+
+    Raises:
+        ValueError: of the text, which is called `name`, of encoder or of embedding_dim, which is `width`.
+    """
+    try:
+        return embed_text([text], encoder, width)[0]
+    except ValueError as error:
+        raise ValueError(_renamed(str(error), name)) from None
+
+
+def _renamed(said: str, name: str) -> str:
+    """What `embed_text` said of its arguments, said of settings."""
+    for own, users in (("texts[0]: ", name), ("width: ", "embedding_dim")):
+        if said.startswith(own):
+            return f"{users}: {said.removeprefix(own)}"
+    return said
+
+
 def embedded(clips: Sequence[StickClip], width: int, encoder: str, name: str) -> list[StickClip]:
     """The clips, each with an embedding of `width` numbers: its own, or that of its description.
 
@@ -182,11 +200,8 @@ def embedded(clips: Sequence[StickClip], width: int, encoder: str, name: str) ->
     except ValueError as error:
         for i, clip in enumerate(clips):
             if clip.embedding is None and encoder == HASH:
-                try:
-                    embed_text([clip.description], encoder, width)
-                except ValueError as single:
-                    raise ValueError(f"{name}: clip {i}: description: {single}") from None
-        raise ValueError(f"{name}: encoder: {error}") from None
+                embed_one(f"{name}: clip {i}: description", clip.description, encoder, width)
+        raise ValueError(_renamed(str(error), "description")) from None
     return [
         clip if clip.embedding is not None else clip._replace(embedding=known[clip.description])
         for clip in clips

@@ -15,8 +15,16 @@ from torch import Tensor
 
 from mfk.core.files import write_atomically
 from mfk.core.types import describe
-from mfk.tasks.movies import check_fps, check_place, shown_frames, write_movie
-from mfk.tasks.stick_panel import COLOURS, SEGMENTS, panel, view
+from mfk.data.stick import SEGMENTS
+from mfk.tasks.movies import (
+    boxes_for_unknown,
+    check_fps,
+    check_place,
+    readable,
+    shown_frames,
+    write_movie,
+)
+from mfk.tasks.stick_panel import COLOURS, panel, view
 
 _INCHES, _LINE, _DPI = 4.0, 0.22, 80  # a panel's side, a line of the heading; 320 pixels
 _LETTERS = 46  # of the heading that a panel has room for
@@ -37,7 +45,7 @@ def draw_stick(
     of all motions, and its marks stand still in the world, a number at each. Left limbs are blue, right ones
     red. The head of a 20-D figure, which has none, is a circle above the neck in the torso's direction; a
     48-D figure, whose shoulders no segment joins to the rest, gets thin lines from its neck to them. A
-    .gif's length is right to a hundredth of a second.
+    .gif's length is right to a hundredth of a second. A letter that matplotlib's font lacks is a box.
 
     Args:
         path: NAME.gif or NAME.mp4.
@@ -50,8 +58,7 @@ def draw_stick(
     Raises:
         TypeError: a motion that is no tensor, or texts that are not strings.
         ValueError: another suffix, shape or length, a number that is not finite, or an .mp4 without ffmpeg.
-        FileNotFoundError: no such folder.
-        OSError: ffmpeg fails.
+        OSError: no such folder, one that cannot be written to, or ffmpeg fails.
     """
     path = Path(path)
     check_place(path, (".gif", ".mp4"))
@@ -86,7 +93,7 @@ def contact_sheet(
         texts: for each frame what stands behind its time; T of them.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: as `draw_stick`, and too few frames.
+        TypeError, ValueError, OSError: as `draw_stick`, and too few frames.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,7 +108,7 @@ def contact_sheet(
     if frames < count:
         raise ValueError(f"columns: expected rows * columns <= {frames}, the frames, got {count}")
     shown = np.rint(np.linspace(0, frames - 1, count)).astype(int).tolist()
-    heading = textwrap.wrap(title, max(20, int(24 * columns)))
+    heading = textwrap.wrap(readable(title), max(20, int(24 * columns)))
     top = 0.1 + _LINE * len(heading)
     width, height = _CELL * columns, top + (_CELL + _LINE) * rows * len(found)
     figure = Figure(figsize=(width, height), dpi=_DPI)
@@ -118,9 +125,10 @@ def contact_sheet(
             said = [name] if name and i == 0 else []
             said += [f"{k / fps:.2f} s", *([texts[k]] if texts is not None and texts[k] else [])]
             words = textwrap.shorten(", ".join(said), 28, placeholder=" ...")
-            axes.set_title(words, fontsize=8, pad=2, parse_math=False)
+            axes.set_title(readable(words), fontsize=8, pad=2, parse_math=False)
     file = io.BytesIO()
-    canvas.print_png(file)
+    with boxes_for_unknown():
+        canvas.print_png(file)
     write_atomically(path, file.getvalue())
 
 
@@ -130,7 +138,7 @@ def save_stick(
     """Write a stick figure's motion as numbers that numpy.load reads without pickle.
 
     The arrays: ``motion`` [T, 20] or [T, 48] as given, ``fps`` and ``text`` without axes, ``segments`` the
-    names of the 5 or 12 segments in order, and, where they are given, ``actions`` [T] int64.
+    5 or 12 names of `mfk.data.SEGMENTS`, and, where they are given, ``actions`` [T] int64.
 
     Args:
         path: NAME.npz, replaced as a whole.
@@ -142,7 +150,7 @@ def save_stick(
     Raises:
         TypeError: a motion or actions that are no tensor, or a text that is no string.
         ValueError: another suffix, shape or dtype, or a number that is not finite.
-        FileNotFoundError: no such folder.
+        OSError: no such folder, or one that cannot be written to.
     """
     path = Path(path)
     check_place(path, (".npz",))
@@ -155,7 +163,7 @@ def save_stick(
         "motion": motion.detach().cpu().numpy(),
         "fps": np.float64(fps),
         "text": np.array(text),
-        "segments": np.array(SEGMENTS[motion.shape[1]]),
+        "segments": np.array([name for name, *_ in SEGMENTS[motion.shape[1]]]),
     }
     if actions is not None:
         if not isinstance(actions, Tensor):
@@ -208,7 +216,7 @@ def _pictures(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heading = textwrap.wrap(title, _LETTERS * len(found))
+    heading = textwrap.wrap(readable(title), _LETTERS * len(found))
     named = any(found)
     top = 0.1 + _LINE * (len(heading) + 1 + named)
     height = 0.05 * math.ceil((_INCHES + top) / 0.05)  # a whole even number of pixels
@@ -222,11 +230,13 @@ def _pictures(
         axes = figure.add_axes((share * i, 0.0, share, _INCHES / height))
         updates.append(panel(axes, x, ground, side))
         place = (share * (i + 0.5), (_INCHES + 0.03) / height)
-        figure.text(*place, name, fontsize=10, weight="bold", ha="center", va="bottom", parse_math=False)
+        style: dict[str, Any] = {"weight": "bold", "ha": "center", "va": "bottom", "parse_math": False}
+        figure.text(*place, readable(name), fontsize=10, **style)
     for k in shown:
         time = f"{k / fps:.2f} s" + (f", {texts[k]}" if texts is not None and texts[k] else "")
-        said.set_text("\n".join([*heading, time]))
+        said.set_text("\n".join([*heading, readable(time)]))
         for update in updates:
             update(k)
-        canvas.draw()
+        with boxes_for_unknown():
+            canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()

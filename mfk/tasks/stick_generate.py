@@ -99,15 +99,13 @@ def opening(known: Openings, action: int, seed: int) -> Tensor:
     return known.motion[chosen[pick]]
 
 
-def check_actions(known: Openings, actions: Tensor) -> None:
-    """ValueError if something is to be done that no labelled training clip does."""
+def check_actions(known: Openings, actions: Tensor, name: str = "actions") -> None:
+    """ValueError, of `name`, if something is to be done that no labelled training clip does."""
     there = set(known.action.tolist()) - {-1}
     missing = sorted(set(actions.tolist()) - {-1} - there)
     if there and missing:
         names = ", ".join(ACTIONS[a] for a in sorted(there))
-        raise ValueError(
-            f"actions: expected what the training clips do, {names}, got {ACTIONS[missing[0]]!r}"
-        )
+        raise ValueError(f"{name}: expected what the training clips do, {names}, got {ACTIONS[missing[0]]!r}")
 
 
 @torch.no_grad()

@@ -162,4 +162,7 @@ def _transformer(config: StickNetConfig, width: int) -> nn.Module:
 
 
 def _denoiser(config: StickNetConfig, refine: RefineConfig, width: int) -> nn.Module:
-    return StickDenoiser(width, config.embedding_dim, given=3 * width + 2, widths=refine.channels)
+    try:
+        return StickDenoiser(width, config.embedding_dim, given=3 * width + 2, widths=refine.channels)
+    except ValueError as error:
+        raise ValueError(str(error).replace("widths", "channels")) from None

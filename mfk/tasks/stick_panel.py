@@ -1,8 +1,4 @@
-"""One stick figure in matplotlib's axes: its place, the ground, and what changes from frame to frame.
-
-Source of the segments' order and ends: github.com/gestura-ai/stick-gen, src/data_gen/joint_utils.py, and its
-20-D predecessor.
-"""
+"""One stick figure in matplotlib's axes: its place, the ground, and what changes from frame to frame."""
 
 from __future__ import annotations
 
@@ -12,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
-SEGMENTS = {
-    20: ("torso", "left leg", "right leg", "left arm", "right arm"),
-    48: (
-        *("head", "upper torso", "lower torso"),
-        *("left upper arm", "left forearm", "right upper arm", "right forearm"),
-        *("left thigh", "left shin", "right thigh", "right shin", "pelvis"),
-    ),
-}
+from mfk.data.stick import SEGMENTS
+
 COLOURS = {"middle": "0.25", "right": "tab:red", "left": "tab:blue"}  # what is drawn last is in front
 _HEAD = 0.18  # the head's radius, of the torso's length
 
@@ -64,7 +54,7 @@ def panel(axes: Any, x: np.ndarray, ground: float, side: float) -> Callable[[int
     lines = [axes.plot([], [], color=c, zorder=2, **style)[0] for c in COLOURS.values()]
     face = Circle((0, 0), radius, facecolor="white", edgecolor=COLOURS["middle"], linewidth=thick, zorder=3)
     axes.add_patch(face)
-    sides = [name.split()[0] for name in SEGMENTS[4 * x.shape[1]]]
+    sides = [name.split("_")[0] for name, *_ in SEGMENTS[4 * x.shape[1]]]
     drawn = [[i for i, s in enumerate(sides) if (s if s in COLOURS else "middle") == c] for c in COLOURS]
     step = _step(side)
 

@@ -129,8 +129,8 @@ def is_unsaved(run: Path) -> bool:
     return not history.exists() or history.read_text(encoding="utf-8").count("\n") <= 1
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The run's folder, given that folder or one of its checkpoints.
+def run_of(checkpoint: Path, flag: str = "--checkpoint") -> Path:
+    """The run's folder, given by `flag`: that folder or one of its checkpoints.
 
     Raises:
         FileNotFoundError: it is neither.
@@ -138,7 +138,7 @@ def run_of(checkpoint: Path) -> Path:
     for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         if (folder / CONFIG).is_file():
             return folder
-    raise FileNotFoundError(f"--checkpoint: {checkpoint} is not the folder of a run: it has no {CONFIG}")
+    raise FileNotFoundError(f"{flag}: {checkpoint} is not the folder of a run: it has no {CONFIG}")
 
 
 def check_same_data(run: Path, now: str) -> None:

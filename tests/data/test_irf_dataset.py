@@ -83,6 +83,11 @@ def test_samples_are_those_of_the_split(tmp_path: Path, kind: str) -> None:
     for place in (120, -121):
         with pytest.raises(IndexError, match=f"^index: expected a place in 120 samples, got {place}"):
             dataset[place]
+    for index in (slice(0, 3), [0, 1], 1.0, True):
+        with pytest.raises(TypeError, match=r"^index: expected an int, got"):
+            dataset[index]  # pyright: ignore[reportArgumentType]
+    number: Any = np.int64(3)
+    assert dataset[number]["sample_idx"] == dataset[3]["sample_idx"]
     assert len(IRFDataset(tmp_path / "v1", ["large"], "test_interpolation")) == 5
     info = dataset.get_world_info("large")
     assert info == {"n_params": 5, "n_shocks": 2, "H": 40, "n_samples": 40}
@@ -187,6 +192,22 @@ def test_chunks_that_are_cut_or_missing(tmp_path: Path, kind: str, name: str) ->
         IRFDataset(tmp_path / "v1", ["large"], "train").read("large")
 
 
+def test_chunks_of_the_fill_value_that_zarr_left_out(tmp_path: Path) -> None:
+    make(tmp_path / "v1")
+    irfs = np.ones((100, 1, 41, 3), dtype=np.float32)
+    irfs[30:60] = 0.0
+    path = tmp_path / "v1" / "small" / "irfs.zarr"
+    shutil.rmtree(path)
+    write(path, irfs, "v3")
+    message = r"irfs\.zarr/c/1/0/0/0: this chunk .* missing. .* fill value 0.0, .*write_empty_chunks=True in"
+    with pytest.raises(ValueError, match=message):
+        IRFDataset(tmp_path / "v1", ["small"], "train").read("small")
+    array: Any = zarr.open_array(path, mode="r+")
+    array.with_config({"write_empty_chunks": True})[:] = irfs
+    read = IRFDataset(tmp_path / "v1", ["small"], "train").read("small")
+    np.testing.assert_array_equal(read["irf"], irfs[read["sample_idx"]])
+
+
 def test_generated_chunks_of_which_a_byte_changed(tmp_path: Path) -> None:
     generate_irf(tmp_path / "v1", ["lss"], samples=20)
     path = tmp_path / "v1" / "lss" / "theta.zarr" / "c" / "0" / "0"
@@ -248,6 +269,16 @@ def test_mistakes_are_named(root: Path) -> None:
         split="test",
     )
     refused(r"^zarr_root: there is no folder .*nowhere", at=root / "nowhere")
+    manifest = (root / "manifest.json").read_text()
+    for told, message in (
+        (5, r"manifest\.json: expected a JSON object under 'small', got 5"),
+        ({"param_manifest": 5}, r"manifest\.json: expected a JSON object under 'param_manifest', got 5"),
+        ({"shock_manifest": {"names": 5}}, r"expected a list of names in shock_manifest of 'small', got 5"),
+        ({"param_manifest": {"names": [1, 2, 3]}}, r"expected a list of names in param_manifest of 'small'"),
+    ):
+        (root / "manifest.json").write_text(json.dumps({"simulators": {"small": told}}))
+        refused(message)
+    (root / "manifest.json").write_text(manifest)
     splits = root / "small" / "splits.json"
     for text, message in (
         (
@@ -255,7 +286,32 @@ def test_mistakes_are_named(root: Path) -> None:
             r"splits\.json: expected each number once, from 0 to 99, in 'train', got sample 100",
         ),
         ('{"train": [0, 0]}', r"splits\.json: expected each number once, .* got a sample twice"),
-        ('{"train": [0.5]}', r"splits\.json: expected a list of sample numbers in 'train', got \[0.5\]"),
+        (
+            '{"train": [0.5]}',
+            r"splits\.json: expected a list of sample numbers in 'train', got 0.5 \(float\) at place 0",
+        ),
+        (
+            '{"train": [0, [1, 2]]}',
+            r"splits\.json: expected a list of sample numbers in 'train', got \[1, 2\] \(list\) at place 1",
+        ),
+        ('{"train": 7}', r"splits\.json: expected a list of sample numbers in 'train', got 7"),
+        (
+            '{"train": [true]}',
+            r"splits\.json: expected a list of sample numbers in 'train', got True \(bool\) at place 0",
+        ),
+        (
+            '{"train": [0, 5, 7], "val": [5, 2, 7], "test_interpolation": [3]}',
+            r"splits\.json: expected each sample in one split, got sample 5 in 'train' and 'val', of which 2",
+        ),
+        # In splits that are not asked for as well.
+        (
+            '{"train": [0, 5], "val": [2], "test_extrapolation_slice": [3, 2]}',
+            r"got sample 2 in 'val' and 'test_extrapolation_slice'",
+        ),
+        (
+            '{"train": [0, 5], "test_interpolation": [-1]}',
+            r"splits\.json: expected each number once, from 0 to 99, in 'test_interpolation', got sample -1",
+        ),
         ('{"train": ', r"splits\.json: is not JSON"),
         ("[1]", r"splits\.json: expected a JSON object, got \[1\]"),
     ):

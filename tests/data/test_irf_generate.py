@@ -18,8 +18,8 @@ import pytest
 import torch
 import zarr
 
-from mfk.data import SPLITS, generate_irf, irf_generate, split_samples
-from mfk.data.worlds import WORLDS, draw_theta, superpose
+from mfk.data import SPLITS, IRFDataset, generate_irf, irf_generate, split_samples
+from mfk.data.worlds import WORLDS, draw_theta, lss, superpose
 from mfk.data.worlds.state_space import state_radius
 
 N = 230
@@ -232,6 +232,18 @@ def test_refusals(small: None, tmp_path: Path) -> None:
     ):
         generate_irf(tmp_path / "x", seed=1, **options)
     chunk = work / "data" / "lss" / "irfs.zarr" / "c" / "0" / "0" / "0" / "0"
+    size = chunk.stat().st_size
+    os.truncate(chunk, 100)
+    message = rf"irfs.zarr/c/0/0/0/0: was made before with {size} bytes, and has 100\. To begin again"
+    with pytest.raises(ValueError, match=message):
+        generate_irf(tmp_path / "x", **options)
+    mark = work / "done" / "lss.0"
+    sizes = mark.read_text()
+    for text, what in (("", "is not JSON"), ("[1, 2]", r"expected the sizes of 4 files, got \[1, 2\]")):
+        mark.write_text(text)
+        with pytest.raises(ValueError, match=rf"done/lss\.0: {what}.* To begin again, delete the folder"):
+            generate_irf(tmp_path / "x", **options)
+    mark.write_text(sizes)
     chunk.rename(work / "data" / "away")
     with pytest.raises(ValueError, match=r"irfs.zarr/c/0/0/0/0: was made before and is gone"):
         generate_irf(tmp_path / "x", **options)
@@ -269,7 +281,40 @@ def test_bad_settings_are_named(tmp_path: Path, options: dict[str, Any], message
 
 
 def test_numbers_that_are_not_finite_are_not_written(small: None, tmp_path: Path) -> None:
-    world = WORLDS["lss"]._replace(irf=lambda theta, horizon=40: theta[:, :1, None, None] / 0 + 0)
+    world = WORLDS["lss"]._replace(irf=lambda theta, horizon=40: lss(theta, horizon) / 0)
     with pytest.raises(ValueError, match=r"^world lss: irfs of sample 0 is not finite"):
         generate_irf(tmp_path / "x", [world], samples=20)
     assert not (tmp_path / "x").exists()
+
+
+def nothing(theta: torch.Tensor, horizon: int = 40) -> torch.Tensor:
+    return 0 * theta[..., :1, None, None].expand(*theta.shape[:-1], 2, horizon + 1, 3)
+
+
+def test_an_economy_that_nothing_moves_is_written_and_read(small: None, tmp_path: Path) -> None:
+    """zarr leaves out chunks of zeros if it may, and whoever reads takes them for lost."""
+    still = WORLDS["lss"]._replace(
+        name="still",
+        irf=nothing,
+        simulate=lambda theta, shocks: 0 * shocks[..., :1].expand(*shocks.shape[:-1], 3),
+    )
+    generate_irf(tmp_path / "x", [still], samples=60)
+    read = IRFDataset(tmp_path / "x", ["still"]).read("still")
+    assert len(read["irf"]) == 48 and not read["irf"].any() and read["theta"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../evil"}, r"^world: expected a name of letters, .* got '\.\./evil'"),
+        ({"name": ""}, r"^world: expected a name of letters"),
+        (
+            {"irf": lambda theta, horizon=40: lss(theta, horizon)[..., :2]},
+            r"^world lss: expected responses \[2",
+        ),
+    ],
+)
+def test_worlds_that_were_changed_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate_irf(tmp_path / "x", [WORLDS["lss"]._replace(**changes)], samples=20)
+    assert os.listdir(tmp_path) == []

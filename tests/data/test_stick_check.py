@@ -89,6 +89,17 @@ def test_padding_is_no_figure_and_figures_are_named():
     assert {finding.detail.partition(" torso")[0] for finding in check_stick([padded])} == {"figure 1"}
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (60, 2, 20)])
+def test_a_clip_of_zeros_is_no_motion(shape: tuple[int, ...]):
+    still = only(changed(motion=torch.zeros(shape), physics=None, actions=None))
+    assert (still.rule, still.frame) == ("zero", None)
+    assert drop_found([clip()], check_stick([clip()._replace(motion=torch.zeros(60, 20))])) == []
+    # One number is a motion, odd as it is.
+    alone = torch.zeros(60, 20)
+    alone[3, 4] = 1e-30
+    assert "zero" not in {found.rule for found in changed(motion=alone, physics=None)}
+
+
 def test_clips_are_dropped_on_request_only():
     clips = [clip(), clip()._replace(description=""), clip()]
     findings = check_stick(clips)
@@ -107,4 +118,15 @@ def test_bad_arguments_are_named():
         check_stick([{}])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"clips\[0\]: motion: expected .* got \(0, 20\)"):
         check_stick([StickClip("x", torch.zeros(0, 20))])
+    for wrong, got in (
+        (None, "None"),
+        (3, "3"),
+        (clip().motion.numpy(), "ndarray"),
+        (clip().motion.long(), "int64"),
+    ):
+        with pytest.raises(TypeError, match=rf"clips\[1\]: motion: expected a tensor of floating .*{got}"):
+            changed(motion=wrong)
+    for wrong in (None, 3, b"walk"):
+        with pytest.raises(TypeError, match=r"clips\[1\]: description: expected text, got"):
+            changed(description=wrong)
     assert [(x.rule, x.value) for x in check_stick([StickClip("x", torch.zeros(1, 20))])] == [("short", 1)]

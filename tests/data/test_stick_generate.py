@@ -147,6 +147,12 @@ def test_a_clip_depends_on_seed_and_number_only():
     assert len({clip.description for clip in many}) > 5
 
 
+def test_progress_counts_clips():
+    told: list[tuple[int, int]] = []
+    made = generate_stick(3, seed=4, frames=20, progress=lambda *done: told.append(done))
+    assert told == [(1, 3), (2, 3), (3, 3)] and len(made) == 3
+
+
 def test_texts_say_what_is_done_in_what_order():
     clips = generate_stick(300, seed=8, augment=True)
     several = 0

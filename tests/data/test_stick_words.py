@@ -109,6 +109,8 @@ def test_a_sentence_encoder_is_asked_for_vectors_of_norm_one(monkeypatch: pytest
     class Model:
         def __init__(self, name: str) -> None:
             self.name = name
+            if name == "no/model":
+                raise OSError("couldn't find it\nRead on.")
 
         def encode(self, texts: list[str], **options: bool):
             assert options["normalize_embeddings"] and self.name == "some/model"
@@ -121,3 +123,7 @@ def test_a_sentence_encoder_is_asked_for_vectors_of_norm_one(monkeypatch: pytest
     assert torch.equal(embed_text(["one", "two"], encoder="some/model"), torch.eye(4)[:2])
     with pytest.raises(ValueError, match=r"width: expected 4, which some/model gives, got 8"):
         embed_text(["one"], encoder="some/model", width=8)
+    with pytest.raises(
+        ValueError, match=r"^encoder: .* the folder of a model .*'no/model': couldn't find it$"
+    ):
+        embed_text(["one"], encoder="no/model")

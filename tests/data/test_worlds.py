@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -146,10 +147,13 @@ def test_nk_names_the_rows_without_a_solution() -> None:
     ):
         nk(theta[2])
     assert vmap(nk)(theta).isnan().all((-3, -2, -1)).tolist() == [False, False, True, False]
-    for place in range(11):
-        broken = DEFAULTS.clone()
-        broken[place] = torch.nan
-        assert not worlds.determinate(broken)
+    for place, name in enumerate(NK.parameters.names):
+        for value in (math.nan, math.inf):
+            broken = DEFAULTS.clone()
+            broken[place] = value
+            assert not worlds.determinate(broken)
+            with pytest.raises(ValueError, match=rf"^theta: expected parameters with .* {name} {value}"):
+                nk(broken)
 
 
 def test_var_is_that_of_statsmodels() -> None:
@@ -349,6 +353,25 @@ def test_a_further_world_is_one_function() -> None:
         make_world("x", decay, parameters._replace(units=("-",)), world.shocks)
     with pytest.raises(ValueError, match=r"^parameters: expected lower < upper of size"):
         make_world("x", decay, parameters._replace(upper=(0.9, 1.0)), world.shocks)
+    for name in ("../evil", "", "a b", "a.b"):
+        with pytest.raises(ValueError, match=r"^world: expected a name of letters, digits, _ and -"):
+            make_world(name, decay, parameters, world.shocks)
+    with pytest.raises(ValueError, match=r"^world x: expected each parameter once, got 'p' twice"):
+        make_world("x", decay, parameters._replace(names=("p", "p")), world.shocks)
+    with pytest.raises(ValueError, match=r"^world x: expected each shock once, got 's' twice"):
+        make_world("x", decay, parameters, Shocks(("s", "s"), (1.0, 1.0)))
+    with pytest.raises(
+        ValueError, match=r"^world x: expected responses \[2, 2, 2, 3\] .* got \[2, 1, 2, 3\]"
+    ):
+        make_world("x", decay, parameters, Shocks(("s", "t"), (1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"^world x: expected responses .* got \[2, 1, 2, 2\]"):
+        make_world("x", lambda theta, horizon=40: decay(theta, horizon)[..., :2], parameters, world.shocks)
+    with pytest.raises(
+        ValueError, match=r"^world x: expected responses .* horizon of 1, got \[2, 1, 41, 3\]"
+    ):
+        make_world("x", lambda theta, horizon=40: decay(theta, 40), parameters, world.shocks)
+    with pytest.raises(TypeError, match=r"^world x: expected responses in float64, got .*float32"):
+        make_world("x", lambda theta, horizon=40: decay(theta, horizon).float(), parameters, world.shocks)
     with pytest.raises(ValueError, match=r"^world decay: no valid parameters for row 3"):
         draw_theta(world._replace(valid=lambda theta: theta[..., 0] > 1), 0, range(3, 5))
 

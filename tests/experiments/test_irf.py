@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import irf as script
 import irf_runs
+import numpy as np
 import pytest
 import torch
 import yaml
+import zarr
 
 from mfk import train
 from mfk.core import config
@@ -65,6 +68,20 @@ def test_from_a_data_set_to_a_report_and_an_answer(
     assert run(monkeypatch, "evaluate", "--checkpoint", "run") == 0
     again = json.loads(Path("run/evaluation/report.json").read_text(encoding="utf-8"))
     assert again["results"] == report["results"] and again["splits"] == report["splits"]
+    # Not on responses of another length, nor from another folder, where the data are not.
+    shutil.copytree("v1", "short")
+    for world in ("nk", "lss"):
+        whole = np.asarray(zarr.open_array(f"v1/{world}/irfs.zarr", mode="r")[:])
+        zarr.create_array(f"short/{world}/irfs.zarr", data=whole[:, :, :21], overwrite=True)
+    capsys.readouterr()
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run", "--data", "short") == 2
+    assert "data: short: expected responses in periods 0 to 40" in capsys.readouterr().err
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(monkeypatch, "evaluate", "--checkpoint", "../run") == 2
+    assert f"data: there is no folder v1, seen from {tmp_path}" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", "--checkpoint", "../run", "--data", "../v1") == 0
+    monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     manifest = Path("v1/manifest.json")
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
@@ -81,8 +98,27 @@ def test_from_a_data_set_to_a_report_and_an_answer(
     theta[3] = 3.6
     assert len(rows) == 3 * 41 * 3
     assert float(rows[4]["exact"]) == pytest.approx(float(WORLDS["nk"].irf(theta)[0, 1, 1]), rel=1e-12)
-    assert run(monkeypatch, "ask", "--checkpoint", "run", "--theta", "phi=1") == 2
-    assert "theta: expected NAME=NUMBER" in capsys.readouterr().err
+    for more, message in (
+        (["--theta", "phi=1"], "theta: expected NAME=NUMBER"),
+        (["--theta", "kappa=0.1", "kappa=0.2"], "theta: expected each parameter once, got kappa twice"),
+        (["--periods", "42"], "periods: expected 1 to 41, as many as the emulator knows, got 42"),
+        (["--periods", "0"], "periods: expected 1 to 41"),
+        (["--out", "nowhere/x.csv"], "--out: nowhere/x.csv: expected the folder nowhere to be there"),
+        (["--out", "run"], "--out: run: expected a file, got a folder"),
+    ):
+        assert run(monkeypatch, "ask", "--checkpoint", "run", *more) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.out == ""
+    assert run(monkeypatch, "ask", "--checkpoint", "run", "--periods", "41") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3 * (2 + 41)
+    # What is not finite has no solution, whether it enters or not.
+    words = ["ask", "--checkpoint", "run", "--theta", "r_ss=nan", "--out", "b.csv"]
+    assert run(monkeypatch, *words) == 0
+    assert "no stable solution" in capsys.readouterr().err
+    with Path("b.csv").open(encoding="utf-8", newline="") as file:
+        assert all(row["exact"] == "nan" for row in csv.DictReader(file))
+    assert run(monkeypatch, "evaluate", "--checkpoint", "run", "--out", "v1/manifest.json") == 2
+    assert "--out: v1/manifest.json: expected a folder, got the file" in capsys.readouterr().err
     assert run(monkeypatch, "ask", "--checkpoint", "run", "--world", "var") == 2
     assert "world: expected one of nk, lss, got 'var'" in capsys.readouterr().err
 
@@ -163,7 +199,7 @@ def test_the_documents_numbers() -> None:
     [
         (["--worlds", "nk", "rbc"], "worlds: expected names of nk, var, lss, got 'rbc'"),
         (["--samples", "3"], "samples: expected at least 6, got 3"),
-        (["--data", "nowhere", "--samples", "10000"], "zarr_root: there is no folder nowhere"),
+        (["--data", "nowhere", "--samples", "10000"], "data: there is no folder nowhere, seen from "),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere is not the folder of a run"),
         (["generate", "--root", "v1", "--worlds", "rbc"], "worlds: expected worlds or names of nk, var, lss"),
     ],
@@ -196,17 +232,42 @@ def test_an_estimate_through_the_emulator_and_the_solver(
         "2",
         "--free",
         "kappa",
+        "phi_pi",
+        "rho_i",
         "sigma_m",
     ]
     assert run(monkeypatch, *words) == 0
-    assert "exact J at the emulator's optimum" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "exact J at the emulator's optimum" in printed
+        and "searches end within 0.1 % of the least J" in printed
+    )
+    assert "through the solver, not identified: phi_pi, rho_i, sigma_m: the responses tell 2 comb" in printed
     found = json.loads(Path("run/estimate/estimate.json").read_text(encoding="utf-8"))
     assert found["ratio"] >= 1 - 1e-9 and found["numbers"] == 61
     assert found["ratio"] == found["emulator"]["exact_distance"] / found["solver"]["exact_distance"]
-    assert set(found["solver"]["theta"]) == {"kappa", "sigma_m"}
+    for way in (found["solver"], found["emulator"]):
+        assert set(way["theta"]) == {"kappa", "phi_pi", "rho_i", "sigma_m"}
+        told = [*way["standard_errors"], *way["at_bound"], *way["not_identified"]]
+        assert sorted(told) == sorted(way["theta"]) and all(x > 0 for x in way["standard_errors"].values())
+        assert way["starts_theta"][0] == way["theta"] and len(way["starts_theta"]) == 2
+        assert all(low <= way["theta"][name] <= high for name, (low, high) in way["spread"].items())
+    assert found["solver"]["not_identified"] == ["phi_pi", "rho_i", "sigma_m"]
+    assert found["solver"]["combinations_identified"] == 2
     assert Path("run/estimate/estimate.png").stat().st_size > 0
     assert run(monkeypatch, *words[:3], "--free", "kapa") == 2
     assert "free: expected some of sigma" in capsys.readouterr().err
+    for more, message in (
+        (
+            ["--free", "sigma", "r_ss", "rho_u"],
+            "free: expected parameters that move the response to 'monetary', got r_ss, rho_u, which do not",
+        ),
+        (["--lags", "60"], "lags: expected at most 29 with 121 quarters of data, got 60"),
+        (["--horizon", "41"], "horizon: expected at most the emulator's 40, got 41"),
+        (["--out", "run/config.yaml"], "--out: run/config.yaml: expected a folder, got the file"),
+    ):
+        assert run(monkeypatch, *words[:3], *more) == 2
+        assert message in capsys.readouterr().err
     assert run(monkeypatch, *TINY, "--worlds", "lss", "--no-plots", "--out", "other") == 0
     assert run(monkeypatch, "estimate", "--checkpoint", "other") == 2
     assert "checkpoint: expected a run that knows nk" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -92,10 +93,16 @@ def test_evaluation_repeats_the_report(trained: Path, tmp_path: Path) -> None:
         (["--text", " "], "text: expected words, got"),
         (["--text", "..."], "text: expected words"),
         (["--actions", "walk", "juggle"], "actions: expected some of idle, walk,"),
-        (["--text", "a person hugs"], "actions: expected what the training clips do"),
-        (["--out", "a.webm"], ".gif"),
-        (["--out", "no/a.gif"], "no"),
-        (["--checkpoint", "nowhere"], "nowhere is not the folder of a run"),
+        (["--actions", "hug"], "error: actions: expected what the training clips do, walk, "),
+        (["--text", "a person hugs"], "error: text: expected what the training clips do, walk, "),
+        (
+            ["--out", "a.webm"],
+            "error: --out: expected NAME.gif or NAME.mp4 or NAME.png or NAME.npz, got 'a.we",
+        ),
+        (["--out", "no/a.gif"], "error: --out: expected the folder 'no' to be there"),
+        (["--out", 300 * "a" + ".gif"], "a.gif: expected a file that can be written, got: File name too lon"),
+        (["--checkpoint", "nowhere"], "error: --checkpoint: nowhere is not the folder of a run"),
+        (["--checkpoint", 300 * "a"], "expected the folder of a run that can be read, got: "),
     ],
 )
 def test_mistakes_in_generation_are_told(words, message, trained: Path, tmp_path: Path, capsys) -> None:
@@ -110,10 +117,78 @@ def test_mistakes_in_generation_are_told(words, message, trained: Path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_where_files_are_expected_and_the_other_way_round(trained: Path, capsys) -> None:
+    for name in ("a.gif", "a.pt", "a.json"):
+        Path(name).mkdir()
+    Path("file").touch()
+    given = ["--text", "a person walks", "--checkpoint", str(trained)]
+    assert "--out: expected a file, got the folder 'a.gif'" in refuse(
+        capsys, "generate", *given, "--out", "a.gif"
+    )
+    given = ["evaluate", "--checkpoint", str(trained), "--out"]
+    for out in ("file", "file/below"):
+        assert f"--out: {out}: expected a folder, got the file file" in refuse(capsys, *given, out)
+    made = ["make", "--clips", "1", "--output"]
+    assert "--output: a.pt: expected a file, got a folder" in refuse(capsys, *made, "a.pt")
+    assert "a.pt: expected a file, got a folder" in refuse(capsys, "validate", "--data", "a.pt")
+    words = [*recording(Path()), "--output", "b.pt"]
+    for flag, wrong, message in (
+        ("--bvh", "file", "--bvh: expected a folder of BVH files, got file"),
+        ("--index", "a.json", "--index: a.json: expected a file that can be read, got: Is a directory"),
+        ("--index", "none", "--index: none: expected a file that can be read, got: No such file"),
+        ("--joint-map", "a.json", "--joint-map: a.json: expected a file that can be read, got: Is a"),
+    ):
+        assert message in refuse(capsys, *words, flag, wrong)
+    Path("one.bvh").unlink()
+    message = "--bvh: .: expected the index's files, each readable, got: one.bvh: No such file or directory"
+    assert message in refuse(capsys, *words)
+
+
+def test_places_that_may_not_be_used(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """As where the user lacks the right, which root does not."""
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and allowed(path, mode))
+    told = refuse(capsys, "generate", "--text", "a walk", "--checkpoint", str(trained), "--out", "a.gif")
+    assert "--out: expected a folder that can be written to, got '.'" in told
+    for words in (["evaluate", "--checkpoint", str(trained), "--out", "b/c"], [*TINY, "--out", "b/c"]):
+        message = "--out: b/c: expected a folder that can be written to, got ., which cannot"
+        assert message in refuse(capsys, *words)
+    assert "--output: .: expected a folder that" in refuse(capsys, "make", "--output", "a.pt")
+
+
+def test_a_full_disk_is_told(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    given = ["--text", "a walk", "--seconds", "1", "--checkpoint", str(trained)]
+    for words, told, inside in (
+        (["generate", *given, "--out", "a.gif"], "--out: a.gif: expected a file that can be written", ""),
+        (["generate", *given, "--out", "a.npz"], "--out: a.npz: expected a file that can be written", ""),
+        (
+            ["make", "--clips", "1", "--output", "a.pt"],
+            "--output: a.pt: expected a file that can be written",
+            "",
+        ),
+        (
+            ["evaluate", *given[-2:], "--out", "b"],
+            "--out: b: expected a folder that can be written to",
+            "b/report.json: ",
+        ),
+    ):
+        assert run(*words) == 2
+        # Progress stands before it.
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"error: {told}, got: {inside}No space left on device"
+    assert not any(Path().glob("**/a.*"))
+
+
 def test_make_validate_and_drop(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["make", "--clips", "4", "--seed", "3", "--output"]
     assert run(*words, "a.pt") == 0 and run(*words, "b.pt", "--figure", "48", "--transitions", "0") == 0
-    assert "wrote a.pt: 4 clips, 1,000 frames (40 s)" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "wrote a.pt: 4 clips, 1,000 frames (40 s)" in shown.out
+    assert [f"{n}/4 clips" in shown.err for n in range(6)] == [False, True, True, True, True, False]
     made, same = read_stick("a.pt"), generate_stick(4, seed=3, transitions=0.4, augment=True)
     assert all(torch.equal(a.motion, b.motion) for a, b in zip(made, same, strict=True))
     assert [clip.motion.shape[-1] for clip in read_stick("b.pt")] == [48] * 4

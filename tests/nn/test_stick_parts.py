@@ -147,6 +147,10 @@ def test_rotary_positions_of_each_row() -> None:
         (lambda x: SwiGLU(6, 0), ValueError, r"^hidden: expected an int >= 1"),
         (lambda x: SwiGLU(6, rate=1.0), ValueError, r"^dropout rate"),
         (lambda x: SwiGLU(5)(x), ValueError, r"^x: expected the shape \[..., 5\]"),
+        (lambda x: SwiGLU(6)(x.sum()), ValueError, r"^x: expected the shape \[..., 6\], got \(\)"),
+        (lambda x: SwiGLU(6)(x.double()), TypeError, r"^x: expected the network's dtype, torch.float32, got"),
+        (lambda x: SwiGLU(6)(x.long()), TypeError, r"^x: expected a floating-point tensor"),
+        (lambda x: SwiGLU(6)(x.numpy()), TypeError, r"^x: expected a floating-point tensor"),
     ],
 )
 def test_errors_name_the_argument(

@@ -52,7 +52,7 @@ def test_measured_responses_are_those_of_a_regression_by_hand() -> None:
 
 
 def test_distance_is_a_weighted_sum_of_squares() -> None:
-    problem = make_problem(NK, own(DEFAULTS, shock=1), "demand", FREE)
+    problem = make_problem(NK, own(DEFAULTS, shock=1), "demand", FREE[:-1])
     other = DEFAULTS.clone()
     other[2] = 0.2
     assert float(distance(problem, NK.irf, DEFAULTS)) == 0
@@ -90,6 +90,9 @@ def test_the_economy_that_made_the_responses_is_found(respond: str) -> None:
     call = NK.irf if respond == "exact" else rounded
     found = estimate(problem, call, draws=64, starts=2)
     torch.testing.assert_close(found.theta, truth, rtol=2e-2, atol=1e-4)
+    assert found.ends.shape == (2, 12) and torch.equal(found.ends[0], found.theta)
+    for end, value in zip(found.ends, found.starts, strict=True):
+        assert float(distance(problem, call, end)) == pytest.approx(value, rel=1e-9)
     assert found.distance < 1e-2 and found.starts[0] == found.distance <= found.starts[1]
     assert torch.equal(estimate(problem, call, draws=64, starts=2).theta, found.theta)
     fixed = [NK.parameters.names.index(name) for name in NK.parameters.names if name not in free]
@@ -137,3 +140,10 @@ def test_what_cannot_be_estimated_is_refused() -> None:
 def test_measuring_out_of_range_is_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected an int >= 1"):
         measured_monetary_policy(**{name: value})
+
+
+def test_more_lags_than_there_are_data_for_are_refused() -> None:
+    pytest.importorskip("statsmodels")
+    assert bool((measured_monetary_policy(2, 29).deviation > 0).all())
+    with pytest.raises(ValueError, match="lags: expected at most 29 with 121 quarters of data, got 30"):
+        measured_monetary_policy(2, 30)

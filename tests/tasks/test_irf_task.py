@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mfk.core import tree
 from mfk.core.types import Batch, Rows
 from mfk.data import generate_irf
 from mfk.data.worlds import WORLDS
-from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range
+from mfk.tasks import irf, irf_data, irf_measure, irf_query, irf_range, irf_report, irf_respond
 from mfk.tasks.irf_emulator import emulator
 from mfk.tasks.irf_net import IRFNetConfig, irf_nets
 
@@ -122,8 +123,8 @@ def test_the_loss_by_hand(kind, loss_fn) -> None:
 def test_a_single_shock_is_that_of_all() -> None:
     made = Made("mlp", "raw", shock=1)
     batch = made.rows(*ALL)
-    out = irf.predict(made.nets, made.params, made.state, batch)
-    truth, own = irf.target(made.nets, batch)
+    out = irf_respond.predict(made.nets, made.params, made.state, batch)
+    truth, own = irf_respond.target(made.nets, batch)
     assert out.shape == truth.shape == (12, 1, 41, 3) and own.all()
     assert torch.equal(truth[:, 0], batch["irf"][:, 1])
     total = made.value(made.params, batch)
@@ -155,22 +156,44 @@ def test_padding_by_another_world_changes_neither_loss_nor_gradient(arch: str, k
         assert float(tree.global_norm(a)) > 0
 
 
+@pytest.mark.parametrize("kind", ["raw", "world"])
+@pytest.mark.parametrize("arch", list(SMALL))
+def test_another_world_changes_no_derivative_that_is_told(arch: str, kind: str) -> None:
+    """With the Sobolev term: derivatives, loss and gradient of the first world, to the last bit."""
+    made = Made(arch, kind, sobolev=0.5, lambda_smooth=0.01)
+    alone, mixed = made.rows("nk"), made.rows(*ALL)
+    assert len(mixed["theta"]) == 12 and mixed["theta"].shape[1] > alone["theta"].shape[1]
+    by_itself = made.task.draw(0, 3, Rows.all(4), made.state, alone)
+    beside = made.task.draw(0, 3, Rows.all(12), made.state, mixed)
+    padded = {name: x[:4] for name, x in beside.items()}
+    for name in ("dx", "dsize", "dirf", *(("dbasis",) if kind == "world" else ())):
+        inner = tuple(slice(0, n) for n in by_itself[name].shape)
+        assert torch.equal(padded[name][inner], by_itself[name]), name
+    assert torch.equal(made.value(made.params, by_itself), made.value(made.params, padded))
+    a, b = (grad(made.value)(made.params, batch) for batch in (by_itself, padded))
+    assert all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+    later = made.task.draw(0, 4, Rows.all(4), made.state, alone)
+    assert not torch.equal(later["dx"], by_itself["dx"])
+    # Directions of different parameters, and of different rows, are different numbers.
+    assert by_itself["dirf"].flatten(1).unique(dim=0).shape[0] == 4
+
+
 @pytest.mark.parametrize("arch", list(SMALL))
 def test_rows_of_other_worlds_change_no_rows_loss(arch: str) -> None:
     """The gradient of some rows' loss, others being in the batch, is that without them, up to rounding."""
     made = Made(arch, "world" if arch != "pooled" else "raw")
     alone, mixed = made.rows("var"), made.rows(*ALL)
     rows = mixed["world"] == 1
-    truth = irf.predict(made.nets, made.params, made.state, alone)
-    shown = irf.predict(made.nets, made.params, made.state, mixed)[rows]
+    truth = irf_respond.predict(made.nets, made.params, made.state, alone)
+    shown = irf_respond.predict(made.nets, made.params, made.state, mixed)[rows]
     assert torch.allclose(shown[:, :3], truth, rtol=1e-5, atol=1e-9)
 
     def chosen(params: Any) -> Tensor:
-        pred = irf.predict(made.nets, params, made.state, mixed)[rows]
+        pred = irf_respond.predict(made.nets, params, made.state, mixed)[rows]
         return (pred - mixed["irf"][rows]).square().sum()
 
     def only(params: Any) -> Tensor:
-        return (irf.predict(made.nets, params, made.state, alone) - alone["irf"]).square().sum()
+        return (irf_respond.predict(made.nets, params, made.state, alone) - alone["irf"]).square().sum()
 
     a, b = grad(chosen)(made.params), grad(only)(made.params)
     error = tree.global_norm(tree.map(torch.sub, a, b)) / tree.global_norm(b)
@@ -207,7 +230,7 @@ def test_the_networks_derivative_against_differences() -> None:
         shifted = dict(batch)
         for name in ("x", "size", "basis"):
             shifted[name] = batch[name] + s * step * batch["d" + name]
-        moved.append(irf.predict(made.nets, made.params, made.state, shifted))
+        moved.append(irf_respond.predict(made.nets, made.params, made.state, shifted))
     slope = (moved[0] - moved[1]) / (2 * step)
     unit = batch["size"][..., None, None] * made.scale["irf_std"][0][:, None]
     by_hand = (((slope - batch["dirf"]) / unit).square().sum(-1).mean(-1)).sum()
@@ -275,6 +298,8 @@ def test_figures_by_hand() -> None:
     assert row.iae == pytest.approx(np.abs(x - y).sum(1).mean())
     assert row.sign == pytest.approx((np.sign(x[:, :3]) == np.sign(y[:, :3])).mean())
     assert row.by_period[7] == pytest.approx(np.sqrt(((x - y)[:, 7] ** 2).mean()) / y.std())
+    shown = irf_report.response_table(rows)[1]
+    assert math.isnan(rows[3].sign) and shown[3][6] == "-" and shown[0][6].endswith(" %")
     assert rows[3].nrmse == pytest.approx(float((made[:, 1, :, 0] ** 2).mean(1).sqrt().mean()))
 
 
@@ -290,7 +315,7 @@ def test_high_frequencies(period: int, share: float) -> None:
 def test_the_emulator_is_a_function_of_theta(arch: str, kind: str) -> None:
     made = Made(arch, kind)
     batch = made.rows(*ALL)
-    whole = irf.predict(made.nets, made.params, made.state, batch)
+    whole = irf_respond.predict(made.nets, made.params, made.state, batch)
     for number, name in enumerate(ALL):
         shocks = len(WORLDS[name].shocks.names)
         theta = made.data.samples["train"][name].theta[:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mfk.tasks.movies import boxes_for_unknown
 from mfk.tasks.stick_drawing import contact_sheet, draw_stick, save_stick
 
 BLUE, RED = np.array([31, 119, 180]), np.array([214, 39, 40])  # matplotlib's tab:blue, tab:red
@@ -143,6 +145,21 @@ def test_two_motions_are_drawn_to_one_scale_and_texts_are_written(tmp_path: Path
     assert tall[1] / tall[0] == pytest.approx(2 * 1.9 / 2, rel=0.05)  # arms begin at 1.9 and at 2
 
 
+@pytest.mark.parametrize("said", ["走", "🚶", "\N{DEVANAGARI LETTER HA}", "\x1b", "\udcff"])
+def test_letters_that_the_font_lacks_are_boxes(said: str, tmp_path: Path) -> None:
+    """Without a warning, which would be an error here."""
+    named = {"": walk(2)}, {said: walk(2)}
+    draw_stick(tmp_path / "plain.gif", named[0], title=" ", texts=["", ""])
+    draw_stick(tmp_path / "said.gif", named[0], title=" ", texts=["", said])
+    plain, drawn = pictures(tmp_path / "plain.gif"), pictures(tmp_path / "said.gif")
+    assert (plain[1] != drawn[1]).any() and np.array_equal(plain[0], drawn[0])
+    draw_stick(tmp_path / "named.gif", named[1], title=said)
+    contact_sheet(tmp_path / "said.png", named[1], columns=2, title=said, texts=[said] * 2)
+    # Other warnings stay.
+    with pytest.warns(UserWarning, match="own"), boxes_for_unknown():
+        warnings.warn("own", UserWarning, stacklevel=1)
+
+
 def test_a_sheet_shows_evenly_spaced_frames(tmp_path: Path) -> None:
     spread = torch.linspace(0.2, 1.0, 9)
     motion = torch.cat([standing(1, left=-float(x)) for x in spread])
@@ -181,7 +198,7 @@ def test_numbers_are_read_back_without_pickle(tmp_path: Path) -> None:
             assert np.array_equal(file["motion"], motion.numpy())
             assert (float(file["fps"]), str(file["text"])) == (30.0, "a person walks, é")
             assert np.array_equal(file["actions"], np.arange(7)) and len(file["segments"]) == width // 4
-            assert file["segments"][-1] == ("right arm" if width == 20 else "pelvis")
+            assert file["segments"][-1] == ("right_arm" if width == 20 else "pelvis_width")
     save_stick(tmp_path / "b.npz", walk(3))
     with np.load(tmp_path / "b.npz") as file:
         assert sorted(file.files) == ["fps", "motion", "segments", "text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ SHOCKS = Shocks(names=("monetary", "demand", "cost_push"), sigma=(0.0025, 0.01, 
 
 # Newton steps: over the prior 11 reach the last bit, and 16 reach 1e-9 where κ (φ_π - 1) is 1e-8.
 _SEARCH = 16
+_DECIDING = 8  # the first parameters; sizes and r_ss need only be finite
 _DIFFERENTIATED = 2  # further steps, through which derivatives flow
 
 
@@ -111,8 +113,8 @@ def determinate(theta: Tensor) -> Tensor:
     for then the cubic of `nk` has exactly one root inside the unit circle: it is >= 0 at 0, <= 0 at ρ_i and
     < 0 at 1, so one root λ lies in [0, ρ_i]; the product of the other two is ρ_i / (β λ) >= 1; and it is
     positive at -1, so neither of them is alone inside. Otherwise it is >= 0 at 1, and a second root lies in
-    (ρ_i, 1]. |ρ_r| < 1, |ρ_u| < 1 and finite sizes of the shocks are asked for too. Outside these ranges,
-    and for NaN, the answer is False.
+    (ρ_i, 1]. |ρ_r| < 1 and |ρ_u| < 1 are asked for too, and that all parameters are finite, r_ss as well,
+    which does not enter. Outside these ranges the answer is False.
 
     Raises:
         ValueError, TypeError: another shape or dtype.
@@ -123,8 +125,8 @@ def determinate(theta: Tensor) -> Tensor:
     sigma, beta, kappa, phi_pi, phi_y, rho_i, rho_r, rho_u = theta[..., :8].unbind(-1)
     ranges = (sigma > 0) & (beta > 0) & (beta <= 1) & (kappa > 0) & (phi_pi >= 0) & (phi_y >= 0)
     persistent = (rho_i >= 0) & (rho_i < 1) & (rho_r.abs() < 1) & (rho_u.abs() < 1)
-    sized = theta[..., 8:11].isfinite().all(-1)
-    return ranges & persistent & sized & (kappa * (phi_pi - 1) + phi_y * (1 - beta) > 0)
+    finite = theta.isfinite().all(-1)
+    return ranges & persistent & finite & (kappa * (phi_pi - 1) + phi_y * (1 - beta) > 0)
 
 
 def phi_pi(theta: Tensor) -> Tensor:
@@ -208,9 +210,13 @@ def _readable(x: Tensor) -> bool:
 
 def _undetermined(theta: Tensor, solved: Tensor) -> str:
     rows = (~solved).nonzero().tolist()
-    names = PARAMETERS.names[:8]
-    values = theta[tuple(rows[0])][: len(names)].tolist()
-    shown = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
+    values = dict(zip(PARAMETERS.names, theta[tuple(rows[0])].tolist(), strict=True))
+    # What decides is shown, and whatever else is not finite.
+    shown = ", ".join(
+        f"{name} {value:g}"
+        for k, (name, value) in enumerate(values.items())
+        if k < _DECIDING or not math.isfinite(value)
+    )
     where = ", ".join(str(row[0] if len(row) == 1 else tuple(row)) for row in rows[:5] if row)
     more = (
         f" (rows {where}{', ...' if len(rows) > 5 else ''}; {len(rows)} of {solved.numel()})" if where else ""

@@ -7,6 +7,7 @@ adds to the observables (output, inflation, rate) in the periods 0, ..., H.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -93,7 +94,8 @@ def make_world(
         held_out: `slice` in words.
 
     Raises:
-        ValueError: entries of a manifest that are not one for each parameter, or bounds out of order.
+        ValueError: entries of a manifest that are not one for each parameter, bounds out of order, or what
+            `check_world` refuses. TypeError: as of `check_world`.
     """
     for field, values in parameters._asdict().items():
         if len(values) != len(parameters.names):
@@ -106,7 +108,7 @@ def make_world(
     if not shocks.names or len(shocks.names) != len(shocks.sigma):
         raise ValueError(f"shocks: expected one sigma for each of {shocks.names}, got {shocks.sigma}")
     persistence = persistence or partial(_centre, irf)
-    return World(
+    world = World(
         name=name,
         irf=irf,
         parameters=parameters,
@@ -119,6 +121,38 @@ def make_world(
         slice=slice or persistence,
         held_out=held_out,
     )
+    check_world(world)
+    return world
+
+
+def check_world(world: World) -> None:
+    """Whether a world can have a folder, and whether its function is what its manifest says it is.
+
+    Raises:
+        ValueError: a name with other characters than letters, digits, _ and -; a parameter or a shock that
+            comes twice; responses to the defaults that are not [..., S, horizon + 1, 3].
+        TypeError: these are not float64.
+    """
+    if not isinstance(world.name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", world.name):
+        raise ValueError(
+            "world: expected a name of letters, digits, _ and -, as it is a folder's, "
+            f"got {describe(world.name)}"
+        )
+    for what, names in (("parameter", world.parameters.names), ("shock", world.shocks.names)):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"world {world.name}: expected each {what} once, got {twice!r} twice")
+    theta = torch.tensor([world.parameters.defaults] * 2, dtype=torch.float64, device="cpu")
+    for horizon in (1, 3):
+        irf = world.irf(theta, horizon)
+        if not isinstance(irf, Tensor) or irf.dtype != torch.float64:
+            raise TypeError(f"world {world.name}: expected responses in float64, got {describe(irf)}")
+        expected = (2, len(world.shocks.names), horizon + 1, len(OBSERVABLES))
+        if tuple(irf.shape) != expected:
+            raise ValueError(
+                f"world {world.name}: expected responses {list(expected)} (economies, shocks, periods, "
+                f"{', '.join(OBSERVABLES)}) to a horizon of {horizon}, got {list(irf.shape)}"
+            )
 
 
 def check_theta(theta: Tensor, size: int) -> None:
