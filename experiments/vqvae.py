@@ -1,6 +1,7 @@
 """Train tokenizers of feature families: rows in codes, by categories that they find themselves.
 
-python experiments/vqvae.py                                          # 1,000 simulated operators, made first
+python experiments/vqvae.py                                          # 10,000 simulated operators, made first
+python experiments/vqvae.py quick                                    # 1,000 of them
 python experiments/vqvae.py --data table.npz                         # any table of named families
 python experiments/vqvae.py --config experiments/configs/vqvae/validation/1k_arch_summary.yaml
 python experiments/vqvae.py encode --checkpoint outputs/vqvae/latest --data table.npz --output tokens.parquet
@@ -33,19 +34,35 @@ from mfk import train
 from mfk.core import cli
 from mfk.data import batches_of
 from mfk.tasks import vqvae_data, vqvae_report
+from mfk.tasks.vqvae import VQVAEConfig
+from mfk.tasks.vqvae_data import VQVAEDataConfig
+from mfk.tasks.vqvae_net import VQVAENetConfig
 from mfk.train import TrainConfig
 
 _TRAIN = TrainConfig(
-    epochs=200, warmup_epochs=1, batch_size=256, lr=2e-3, min_lr=2e-5, weight_decay=0.0, clip=1.0,
-    ema_decay=None, validate_every=None, validate_every_epochs=10, checkpoint_every=None,
-    checkpoint_every_epochs=20, log_every=20, jit=False,
+    epochs=40, warmup_epochs=1, batch_size=256, lr=4e-3, min_lr=4e-5, weight_decay=0.0, clip=1.0,
+    ema_decay=None, validate_every=None, validate_every_epochs=4, checkpoint_every=None,
+    checkpoint_every_epochs=8, log_every=20, jit=False,
 )  # fmt: skip
-_DEFAULT = VQVAERun(train=_TRAIN)
+_DEFAULT = VQVAERun(
+    data=VQVAEDataConfig(Path("datasets/baseline_10k.h5")),
+    # No dropout: of rows that a few codes have to tell, it leaves too little.
+    net=VQVAENetConfig(dropout=0.0),
+    vqvae=VQVAEConfig(
+        decay=0.9, commitment_cost=1.0, informativeness_weight=0.02, topo_weight=1.0, topo_samples=128,
+        dead_code_reset_interval=10,
+    ),
+    train=_TRAIN,
+)  # fmt: skip
 PRESETS = {
-    "default": ("1,000 operators: their parameters and summaries", _DEFAULT),
+    "default": ("10,000 operators: their parameters and summaries", _DEFAULT),
     "quick": (
-        "the same, a short look",
-        replace(_DEFAULT, train=replace(_TRAIN, epochs=10, validate_every_epochs=5)),
+        "1,000 operators, a short look",
+        replace(
+            _DEFAULT,
+            data=VQVAEDataConfig(Path("datasets/baseline_1k.h5")),
+            train=replace(_TRAIN, batch_size=128, epochs=20),
+        ),
     ),
 }
 

@@ -293,16 +293,16 @@ def test_operators_are_made(
     assert run(monkeypatch, "generate", "--output", "a.h5", "--samples", "12", *words) == 2
     assert "a.h5" in capfd.readouterr().err
     # The default's table is made where it is not there, but not by a dry run.
-    monkeypatch.setattr(vqvae_runs, "BASELINES", {"baseline_1k.h5": 40})
+    monkeypatch.setattr(vqvae_runs, "BASELINES", {"baseline_10k.h5": 40})
     assert run(monkeypatch, "--dry-run") == 2
     assert "a dry run makes nothing; make it by: vqvae.py generate" in capfd.readouterr().err
     assert run(monkeypatch, "--topo-samples", "2") == 2  # said before anything is made
     assert not Path("datasets").exists()
     assert run(monkeypatch, "--max-clusters", "1") == 2
-    assert open_families("datasets/baseline_1k.h5").families["summary"].shape[0] == 40
+    assert open_families("datasets/baseline_10k.h5").families["summary"].shape[0] == 40
     assert run(monkeypatch, "--topo-samples", "3", "--dry-run", "--verbose") == 0
     shown = yaml.safe_load(capfd.readouterr().out)
-    assert shown["data"]["data"] == "datasets/baseline_1k.h5" and shown["families"] == {}
+    assert shown["data"]["data"] == "datasets/baseline_10k.h5" and shown["families"] == {}
 
 
 @pytest.mark.parametrize(
