@@ -127,7 +127,7 @@ def write_documented(
     """Write normalization_stats.npz and best_model.pt, the names under which the documents have them.
 
     Both are plain: arrays, and ``torch.load(weights_only=True)``. best_model.pt holds model_state_dict,
-    codebooks, optimizer_state_dict, group_indices, normalization_stats, feature_names, config and history as
+    codebooks, optimizer_state_dict (the run's last), group_indices, normalization_stats, feature_names, config and history as
     JSON text, val_loss and metrics.
 
     Raises:
