@@ -127,8 +127,8 @@ def write_documented(
     """Write normalization_stats.npz and best_model.pt, the names under which the documents have them.
 
     Both are plain: arrays, and ``torch.load(weights_only=True)``. best_model.pt holds model_state_dict,
-    codebooks, optimizer_state_dict, group_indices, normalization_stats, feature_names, config and history as
-    JSON text, val_loss and metrics.
+    codebooks, optimizer_state_dict (of the run's end), group_indices, normalization_stats, feature_names,
+    config and history as JSON text, val_loss and metrics.
 
     Raises:
         FileNotFoundError: the run's exports are not there. OSError: the folder cannot be written to.
