@@ -172,6 +172,45 @@ def irf_words(
     ]
 
 
+def test_the_figures_of_tokenizers_are_the_committed_ones() -> None:
+    found = {
+        name: json.loads((ROOT / f"benchmarks/results/vqvae_{name}.json").read_text(encoding="utf-8"))
+        for name in ("default", "blocks", "mfeat", "peers")
+    }
+    for line in token_lines(found["default"], found["blocks"]):
+        assert line in README
+    flat = README.replace("\n", " ")
+    for words in token_words(found["mfeat"], found["peers"]):
+        assert words in flat
+
+
+def token_lines(default: dict[str, Any], blocks: dict[str, Any]) -> list[str]:
+    """The README's table: held-out figures of the default run, of known blocks, and the original's."""
+    rows = {
+        "10,000 operators, the default": default["scores"]["held out"],
+        "six blocks of two factors, N = 5,000": blocks["runs"][0]["held out"],
+        "the original on such blocks": {"bits": None, "orthogonality": None, **blocks["original"]},
+    }
+    lines = []
+    for name, r in rows.items():
+        bits = "" if r["bits"] is None else f"{r['bits']:.0f}"
+        apart = "" if r["orthogonality"] is None else f"{r['orthogonality']:.3f}"
+        share, topo = f"{100 * r['utilisation']:.0f} %", f"{r['topo_pre']:.3f}, {r['topo_post']:.3f}"
+        lines.append(f"| {name} | {bits} | {r['quality']:.3f} | {share} | {apart} | {topo} |")
+    return lines
+
+
+def token_words(mfeat: dict[str, Any], peers: dict[str, Any]) -> list[str]:
+    """The README's sentences about digits, and about another library's quantisation."""
+    features, components = (claim["value"] for claim in mfeat["claims"][:2])
+    shares = [claim["value"] for claim in peers["claims"] if claim["what"].endswith("seconds / theirs")]
+    return [
+        f"is {features:.2f} of the best product-quantised k-means'",
+        f"but {components:.1f} times that",
+        f"in {min(shares):.2f} to {max(shares):.2f} of its time",
+    ]
+
+
 def test_the_solver_as_it_is_shown(tmp_path: Path) -> None:
     (script,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
     (tmp_path / "robot.urdf").write_text(kinematics.urdf_text("ur10"), encoding="utf-8")
