@@ -101,7 +101,8 @@ def test_what_is_shown_is_what_is_there(root: Path) -> None:
 
     change(root, "nk", "irfs", spoilt)
     message = (
-        rf"got others in 1 of \d+ .* Sample {sample}, shock cost_push, period 7, inflation: .* got 0\.5\. --no-compare"
+        rf"got others in 1 of \d+ .* Sample {sample}, shock cost_push, period 7, inflation: .* got 0\.5\. "
+        "--no-compare"
     )
     with pytest.raises(ValueError, match=message):
         read(root)
