@@ -182,6 +182,7 @@ def test_the_figures_of_tokenizers_are_the_committed_ones() -> None:
     flat = README.replace("\n", " ")
     for words in token_words(found["mfeat"], found["peers"]):
         assert words in flat
+    assert f"({found['default']['facts']['this session']}, on one core)" in flat
 
 
 def token_lines(default: dict[str, Any], blocks: dict[str, Any]) -> list[str]:
