@@ -38,6 +38,8 @@ class VQVAEConfig:
     """Of 1 - r between distances before and after: 0.3 of input to latent, 0.7 of latent to code."""
     topo_samples: int = 512
     """Rows of a batch, at most, whose distances are compared."""
+    frozen_encoders: bool = False
+    """Leave the families' encoders as they were drawn, like the original's (weight decay shrinks them)."""
     use_ema: bool = True
     """Codes follow moving averages of their latents; off: they learn by gradient."""
     decay: float = 0.99
@@ -208,8 +210,11 @@ def forward(
     training: bool = False,
 ) -> Parts:
     """Encode, quantise and decode rows [B, F]; `state` is returned changed only in training."""
+    net = params["net"]
+    if config.frozen_encoders:
+        net = {name: p.detach() if name.startswith("encoders.") else p for name, p in net.items()}
     # A single row has no variance for batch norm; the running one stands in.
-    encoded = nets.model.apply(params["net"], state["buffers"], "encode", x, key, training and len(x) > 1)
+    encoded = nets.model.apply(net, state["buffers"], "encode", x, key, training and len(x) > 1)
     # Under autocast a network's products come out narrower; codes, distances and errors stay in x's dtype.
     encoded = encoded._replace(
         latents=tuple(z.to(x.dtype) for z in encoded.latents), embeddings=encoded.embeddings.to(x.dtype)

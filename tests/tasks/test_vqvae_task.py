@@ -185,6 +185,18 @@ def test_gradients_go_straight_through_the_codes(tmp_path: Path, name: str) -> N
         assert np.abs(found).max() > 1e-4, key
 
 
+def test_frozen_encoders_have_no_gradient(tmp_path: Path) -> None:
+    trained, frozen = (Tokenizer(tmp_path, frozen_encoders=one) for one in (False, True))
+    found = []
+    for made in (trained, frozen):
+        found.append(grad(lambda params, made=made: value(made, params, drawn(made)))(made.params)["net"])
+    for name, ours in found[0].items():
+        if name.startswith("encoders."):
+            assert bool((ours != 0).any()) and not bool(found[1][name].any())
+        else:
+            assert torch.equal(ours, found[1][name])
+
+
 def test_no_gradient_reaches_codes_that_are_averages(tmp_path: Path) -> None:
     made = Tokenizer(tmp_path)
     batch = drawn(made)
