@@ -94,8 +94,8 @@ class TrainingSection:
     val_every_n_epochs: int | None = 5
     """Epochs between validations; null: only by logging.eval_interval."""
 
-    use_torch_compile: bool = True
-    """Compile the step before the first one."""
+    use_torch_compile: bool = False
+    """Compile the step before the first one: minutes, of dozens of codebooks. The documents have it on."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_the_defaults_are_the_documents() -> None:
             {"patience": None, "patience_unit": "validations", "min_delta": 0.0},
         ),
         ("training: {val_every_n_epochs: 2}", {"validate_every_epochs": 2}),
-        ("training: {use_torch_compile: false}", {"jit": False}),
+        ("training: {use_torch_compile: true}", {"jit": True}),
         ("logging: {wandb: true}", {"trackers": ("wandb",)}),
         ("logging: {log_interval: 3}", {"log_every": 3}),
         ("logging: {eval_interval: 50}", {"validate_every": 50}),
