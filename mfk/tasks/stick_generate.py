@@ -119,7 +119,7 @@ def generate(
     *,
     seed: int = 0,
     actions: Tensor | None = None,
-    lean: float = 0.15,
+    lean: float = 0.02,
     cached: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> Made:
