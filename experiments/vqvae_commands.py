@@ -144,3 +144,5 @@ def _check_place(name: str, file: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"--{name}: expected a file, got the folder {file}")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"--{name}: there is no folder {file.parent}; make it first")
+    if suffixes != (".png",) and file.exists():
+        raise FileExistsError(f"--{name}: {file} exists already. Delete it, or give another name.")

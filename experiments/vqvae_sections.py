@@ -55,8 +55,8 @@ class TrainingSection:
     """Category -> patterns of full names, such as "summary::*.mean"; each feature in exactly one."""
     num_categories_auto: int | None = None
     """Clusters to cut into; null chooses by silhouette."""
-    orthogonality_target: float = 0.15
-    """Largest |r| of two categories' centroids; cuts within it are preferred."""
+    orthogonality_target: float | None = 0.15
+    """Largest |r| of two categories' centroids, beside chance; cuts within are preferred; null: any."""
     min_features_per_category: int = 3
     """Features of smaller clusters go to the nearest category."""
     max_clusters: int = 25

@@ -60,11 +60,12 @@ def discover_categories(
         features: [N, D], finite numbers, N >= 3, D >= 2; no column constant.
         categories: number of clusters K to cut into, 1 <= K <= D; None chooses by silhouette.
         max_clusters: the largest K tried, >= 2; at most D - 1 are.
-        min_features: features that a category needs, >= 1.
+        min_features: features that a category needs, >= 1; of two features the default asks for two.
         reassign_orphans: False leaves the features of smaller clusters out, with assignment -1.
         orthogonality_target: where K is chosen, of the cuts whose `orthogonality` is at most this
-            (0 ... 1) that with the largest silhouette is taken, since a category that is cut in two has
-            centroids alike; where there is none, or the target is None, that of all.
+            (0 ... 1), or what chance makes of N rows, 3/√N, that with the largest silhouette is taken,
+            since a category that is cut in two has centroids alike; where there is none of several
+            categories, or the target is None, that of all.
         names: D names of the features, for error messages.
 
     Raises:
@@ -77,6 +78,7 @@ def discover_categories(
     """
     r = correlation_matrix(features, names)
     count = len(r)
+    min_features = min(min_features, count) if min_features == 3 else min_features
     _check_options(count, categories, max_clusters, min_features, orthogonality_target)
     tree = _ward(r)
     if categories is None:
@@ -97,7 +99,10 @@ def discover_categories(
         else:
             found.append(None)
     if categories is None:
-        found = _best(r, tried, found, orthogonality_target)
+        # Of few rows independent categories are alike by chance; no cut is to be refused for that.
+        chance = 3 / np.sqrt(len(features))
+        target = None if orthogonality_target is None else max(orthogonality_target, chance)
+        found = _best(r, tried, found, target)
     assignment, moved = found[0] if found else (np.zeros(count, np.int64), ())
     return _measured(r, assignment, None, moved, tried, tree)
 
@@ -221,7 +226,8 @@ def _best(
     pairs = zip(tried.values(), found, strict=True)
     scored = [(score, cut) for score, cut in pairs if cut is not None and score > 0]
     if target is not None:
-        within = [(score, cut) for score, cut in scored if orthogonality(r, cut[0]) <= target]
+        apart = [(score, cut) for score, cut in scored if cut[0].max() > 0]  # a single one is no division
+        within = [(score, cut) for score, cut in apart if orthogonality(r, cut[0]) <= target]
         scored = within or scored
     return [max(scored, key=lambda pair: pair[0])[1]] if scored else []
 

@@ -57,12 +57,18 @@ def kmeans_codebook(
         raise ValueError(f"z: expected finite rows, got {wrong} of {len(z)} with NaN or infinity")
     middle = rows.mean(0)  # far from 0 squares lose digits
     rows = rows - middle
+    largest = float(rows.abs().max())
+    # A power of two, which changes no digit: squares of large numbers would overflow.
+    unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    rows = rows / unit
     runs = [
         _lloyd(rows, _plus_plus(rows, codes, rng.key(seed, "kmeans", i)), iterations) for i in range(starts)
     ]
     centres, counts, _ = min(runs, key=lambda run: run[2])  # of equals the first
     scale = (len(z) if batch is None else batch) / len(z)
-    return init_codebook((centres + middle).to(z.device, z.dtype), (counts * scale).to(z.device, z.dtype))
+    return init_codebook(
+        (unit * centres + middle).to(z.device, z.dtype), (counts * scale).to(z.device, z.dtype)
+    )
 
 
 def kmeans_residual(

@@ -56,8 +56,9 @@ def quantize(
         n_k <- d n_k + (1 - d) N_k,    m_k <- d m_k + (1 - d) Σ_{rows of k} z,    e_k <- m_k / n_k
 
     The rows are quantised with the codes as they came. Only a code with rows moves: another's e stays bit by
-    bit, while its n and m shrink together. The value of what is returned is exactly the code; its
-    derivative with respect to z is that of z (straight through). No gradient reaches the codes.
+    bit, while its n and m shrink together. A row that is not finite moves no code, and becomes NaN. The value
+    of what is returned is exactly the code; its derivative with respect to z is that of z (straight through).
+    No gradient reaches the codes.
 
     Args:
         codebook: codes [K, D].
@@ -84,13 +85,14 @@ def quantize(
     seen = rows.detach().reshape(-1, rows.shape[-1])
     with torch.autocast(z.device.type, enabled=False):
         indices = _nearest(seen, codes)
-        hits = one_hot(indices, codes)
+        known = seen.isfinite().all(-1, keepdim=True)
+        hits = one_hot(indices, codes) * known
         here = hits.sum(0)
         chosen = codes[indices]
         metrics = usage(here) | {"distance": (seen - chosen).square().mean()}
         if train:
             n = decay * count + (1 - decay) * here
-            m = decay * total + (1 - decay) * (hits.mT @ seen)
+            m = decay * total + (1 - decay) * (hits.mT @ torch.where(known, seen, 0.0))
             hit = here > 0
             mean = m / torch.where(hit, n, 1.0).unsqueeze(-1)
             codebook = CodebookState(torch.where(hit.unsqueeze(-1), mean, codes), n, m)

@@ -15,6 +15,7 @@ from mfk.nn.checks import check_exact, check_input, check_sizes
 from mfk.nn.codebooks import CodebookState, check_rows_of, look_up, quantize, straight_through, usage
 
 _BEYOND = 1e-3  # how far the bounded values reach beyond the outermost numbers, so that these can be met
+_MOST = 2**24
 
 
 class FiniteScalar(Protocol):
@@ -46,7 +47,8 @@ def fsq(levels: Sequence[int]) -> FiniteScalar:
         `quantize`, "distance" that of b / ⌊L/2⌋ from q.
 
     Raises:
-        ValueError: no level, or one below 3; at a call: z of another width, or without rows.
+        ValueError: no level, one below 3, or a product above 2^24, the indices whose use is counted; at a
+            call: z of another width, or without rows.
         TypeError: at a call: z is not of floating point.
 
     Source: Mentzer et al. 2024, "Finite scalar quantization", arXiv:2309.15505.
@@ -177,6 +179,8 @@ def _check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
         raise ValueError(f"levels: expected an int >= 3 for each number of a row, got {describe(levels)}")
     check_sizes(3, **{f"levels[{d}]": size for d, size in enumerate(levels)})
+    if math.prod(levels) > _MOST:
+        raise ValueError(f"levels: expected a product of at most {_MOST:,}, got {math.prod(levels):,}")
     return tuple(levels)
 
 

@@ -23,8 +23,8 @@ class CategoryConfig:
     """auto finds categories on the training rows; manual takes category_mapping, of a config file."""
     num_categories_auto: int | None = None
     """Clusters to cut into; None chooses by silhouette."""
-    orthogonality_target: float = 0.15
-    """Largest |r| of two categories' centroids; cuts within it are preferred."""
+    orthogonality_target: float | None = 0.15
+    """Largest |r| of two categories' centroids, beside chance; cuts within are preferred. None: any."""
     min_features_per_category: int = 3
     """Features of smaller clusters go to the nearest category; of fewer features all are in one."""
     max_clusters: int = 25

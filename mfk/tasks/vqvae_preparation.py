@@ -69,7 +69,7 @@ def fit_preparation(table: FamilyTable, config: CleaningConfig) -> tuple[Prepara
 def prepare(table: FamilyTable, prepared: Preparation) -> Tensor:
     """Rows as the network sees them, float32 [N, F]: cleaned, standardised.
 
-    A feature in time has its frames side by side.
+    A feature in time has its frames side by side. Features are found by their names, in any order.
 
     Raises:
         ValueError: other families, features or frames than those that were fitted, or values that are not
@@ -79,19 +79,33 @@ def prepare(table: FamilyTable, prepared: Preparation) -> Tensor:
         if family not in table.families:
             raise ValueError(f"family {family}: expected it in the table, got {', '.join(table.families)}")
         values, frames = table.families[family], prepared.families[family].frames
-        if tuple(table.names[family]) != names:
+        there = table.names[family]
+        if set(there) != set(names) or len(there) != len(names):
+            absent, unknown = ([x for x in a if x not in b] for a, b in ((names, there), (there, names)))
             raise ValueError(
-                f"family {family}: expected the training's {len(names)} features, got "
-                f"{len(table.names[family])}, or with other names"
+                f"family {family}: expected the training's {len(names)} features, got {len(there)}; "
+                f"missing {_some(absent)}; unknown {_some(unknown)}"
             )
         if (values.shape[1] if values.ndim == 3 else None) != frames:
             raise ValueError(
                 f"family {family}: expected {frames or 'no'} frames, got shape {list(values.shape)}"
             )
-    own = FamilyTable({name: table.families[name] for name in prepared.features}, prepared.features)
+    places = {
+        family: [table.names[family].index(name) for name in names]
+        for family, names in prepared.features.items()
+    }
+    own = FamilyTable(
+        {name: table.families[name][..., places[name]] for name in prepared.features}, prepared.features
+    )
     columns = [_flat(cleaned) for cleaned in _cleaned(own, prepared.cleaning).values()]
     rows = (np.concatenate(columns, 1).astype(np.float64) - prepared.mean) / prepared.std
     return torch.from_numpy(rows.astype(np.float32))
+
+
+def _some(names: list[str]) -> str:
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+    )
 
 
 def restore(rows: Tensor, prepared: Preparation) -> FamilyTable:

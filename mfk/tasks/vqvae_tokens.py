@@ -148,7 +148,8 @@ def read_tokens(path: Path | str, nets: VQVAENets, tokenizer: str) -> Tensor:
     for name in names:
         column = table.column(name)
         if not pa.types.is_integer(column.type) or column.null_count:
-            raise ValueError(f"{path}: {name}: expected whole numbers in every row, got {column.type}")
+            came = f"{column.type}, missing in {column.null_count:,}"
+            raise ValueError(f"{path}: {name}: expected whole numbers in every row, got {came}")
         columns.append(torch.from_numpy(column.to_numpy().astype(np.int64)))
     tokens = torch.stack(columns, -1)
     try:

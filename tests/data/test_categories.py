@@ -25,6 +25,23 @@ def planted(seed: int, rows: int = 800) -> np.ndarray:
     return draw.standard_normal((rows, 4))[:, BLOCK] * signs + 0.3 * draw.standard_normal((rows, 27))
 
 
+@pytest.mark.parametrize("rows", [30, 60, 200])
+def test_few_rows_are_alike_by_chance(rows: int) -> None:
+    """Independent blocks of few rows correlate by more than the target; they are found all the same."""
+    for seed in range(6):
+        g = np.random.default_rng(seed)
+        signs = [g.choice([-1.0, 1.0], (1, width)) for width in (8, 5, 12)]
+        x = np.concatenate([g.standard_normal((rows, 1)) * s for s in signs], 1)
+        x += 0.3 * g.standard_normal(x.shape)
+        found = discover_categories(x)
+        assert found.assignment.tolist() == [0] * 8 + [1] * 5 + [2] * 12
+
+
+def test_two_features_are_enough() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 2))
+    assert discover_categories(x).assignment.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_blocks_come_out_and_the_pair_is_reassigned(seed: int) -> None:
     x = planted(seed)

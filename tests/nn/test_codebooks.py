@@ -39,6 +39,17 @@ def slow_step(
     return new, chosen
 
 
+def test_rows_that_are_not_finite_move_no_code() -> None:
+    g = torch.Generator().manual_seed(0)
+    book = init_codebook(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    z = book.codes.repeat(2, 1) + 0.01
+    spoilt = torch.cat((z, torch.tensor([[math.nan, 0, 0], [0, math.inf, 0]], dtype=z.dtype)))
+    quantized, _, after, _ = quantize(book, spoilt)
+    assert not bool(quantized[-2:].isfinite().all(-1).any()) and bool(quantized[:-2].isfinite().all())
+    for ours, theirs in zip(after, quantize(book, z)[2], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_fifty_steps_are_the_textbook_recursion() -> None:
     state = codebook()
     slow = [x.tolist() for x in state]
