@@ -160,11 +160,16 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
     less = {name: x for name, x in families.items() if name != "beta"}
     with pytest.raises(ValueError, match="family beta: expected it in the table, got alpha, waves"):
         prepare(FamilyTable(less, {name: names[name] for name in less}), prepared)
-    with pytest.raises(ValueError, match="family beta: expected the training's 4 features, got 4; missing beta_0, .*; unknown a, "):
+    message = "family beta: expected the training's 4 features, got 4; missing beta_0, .*; unknown a, "
+    with pytest.raises(ValueError, match=message):
         prepare(FamilyTable(families, names | {"beta": tuple("abcd")}), prepared)
     with pytest.raises(ValueError, match="family beta: expected the training's 4 features, got 3"):
         short = families | {"beta": families["beta"][:, :3]}
         prepare(FamilyTable(short, names | {"beta": names["beta"][:3]}), prepared)
+    turned = FamilyTable(
+        families | {"beta": families["beta"][:, ::-1]}, names | {"beta": names["beta"][::-1]}
+    )
+    assert torch.equal(prepare(turned, prepared), prepare(table, prepared))  # by name
     with pytest.raises(ValueError, match="family waves: expected 6 frames, got shape"):
         prepare(FamilyTable(families | {"waves": families["waves"][:, :5]}, names), prepared)
     with pytest.raises(ValueError, match="family alpha: expected no frames"):
