@@ -73,6 +73,7 @@ def check(config: VQVAEConfig) -> None:
     is_reset = training.dead_code_reset_interval is not None
     _unused("training", training, is_reset, "dead_code_threshold", "dead_code_max_reset_fraction")
     _unused("model", model, model.use_ema, "decay")
+    _unused("model", model, training.vq_weight > 0, "commitment_cost")
     if training.val_every_n_epochs is config.logging.eval_interval is None:
         raise ValueError(
             "training.val_every_n_epochs: expected it or logging.eval_interval, both are null: "

@@ -154,6 +154,10 @@ def test_families_and_levels(tmp_path: Path) -> None:
         ("model: {levels: [{latent_dim: 4}]}", "missing key 'num_tokens'"),
         ("model: {decay: 1.0}", r"model\.decay"),
         ("model: {use_ema: false, decay: 0.9}", r"model\.decay: 0\.9 would have no effect"),
+        (
+            "model: {commitment_cost: 0.5}\ntraining: {vq_weight: 0}",
+            r"model\.commitment_cost: 0\.5 would have no effect",
+        ),
         ("training: {optimizer: sgd}", "optimizer: expected one of 'adam', 'adamw'"),
         ("training: {scheduler: step}", "scheduler: expected one of 'cosine', 'linear' or null"),
         ("training: {category_assignment: manual}", "category_mapping: .*'manual' needs it"),
