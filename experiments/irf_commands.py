@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from irf_estimation import EstimateNK, estimate
 from irf_runs import report, settings_of, trained
-from stick_places import check_folder
+from places import check_file, check_folder
 from torch import Tensor
 
 from mfk import train
@@ -116,7 +115,7 @@ def _ask(given: Ask) -> None:
             f"periods: expected 1 to {nets.horizon + 1}, as many as the emulator knows, got {given.periods}"
         )
     if given.out is not None:
-        _check_file("--out", given.out)
+        check_file("--out", given.out)
     world = WORLDS[given.world]
     theta = _economy(world, given.theta)
     answer = ask(nets, found.members, given.world, theta, warn=False)
@@ -171,17 +170,6 @@ def _economy(world: World, words: Sequence[str]) -> Tensor:
             raise ValueError(f"theta: expected each parameter once, got {name} twice")
         said.add(name)
     return theta
-
-
-def _check_file(flag: str, file: Path) -> None:
-    """OSError unless such a file can be written."""
-    if file.is_dir():
-        raise IsADirectoryError(f"{flag}: {file}: expected a file, got a folder")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{flag}: {file}: expected the folder {file.parent} to be there")
-    check_folder(flag, file.parent)
-    if file.exists() and not os.access(file, os.W_OK):
-        raise PermissionError(f"{flag}: {file}: expected a file that can be written, got one that cannot")
 
 
 def _factor(run: Path, world: str) -> float | None:

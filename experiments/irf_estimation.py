@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irf_runs import settings_of, trained
-from stick_places import check_folder
+from places import check_folder
 from torch import Tensor
 
 from mfk import train

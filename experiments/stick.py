@@ -13,8 +13,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from places import check_folder
 from stick_commands import COMMANDS, command
-from stick_places import check_folder
 from stick_runs import (
     OPENINGS,
     SAMPLE_SECONDS,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from stick_places import check_folder, check_new, check_readable, told
+from places import check_folder, check_new, check_readable, told
 from stick_runs import OPENINGS, compose, report, settings_of, show_progress, trained, write_motion
 
 from mfk import train

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from stick_places import told
+from places import told
 
 from mfk import train
 from mfk.core import config, tree

@@ -58,7 +58,7 @@ class VQVAERun:
     levels: Annotated[tuple[vqvae_net.LevelSetting, ...], Fixed, Suppress] = ()
     """Levels from coarse to fine, the same for each category; none: by its features. In a file alone."""
     category_mapping: Annotated[dict[str, tuple[str, ...]], Fixed, Suppress] = field(default_factory=dict)
-    """Category -> patterns of full names, such as "summary::*_mean". In a file alone."""
+    """Category -> patterns of full names, such as "summary::*.mean". In a file alone."""
     verbose: bool = False
     """Say what cleaning did, and the features of each category."""
     plots: bool = True

@@ -136,18 +136,17 @@ def vqvae_task(
     moving = replace(config, decay=config.decay ** (1 / accumulate))
 
     def init(seed: int) -> tuple[Tree, Tree]:
-        net, buffers = nets.model.init(seed)
+        params, state = blank(nets, config, seed)
         with torch.no_grad():
             rows = start[: max(_START, most)]
-            latents = nets.model.apply(net, buffers, "encode", rows).latents
+            latents = nets.model.apply(params["net"], state["buffers"], "encode", rows).latents
         books = {
             str(j): kmeans_codebook(z, level.tokens, seed=rng.key(seed, "codes", j), batch=micro, starts=1)
             for j, (z, level) in enumerate(zip(latents, nets.levels, strict=True))
         }
-        params: Tree = {"net": net}
         if not config.use_ema:
             params["codes"] = {j: book.codes for j, book in books.items()}
-        return params, {"buffers": buffers, "books": books}
+        return params, state | {"books": books}
 
     def draw(seed: int, step: int, rows: Rows, state: Tree, batch: Batch) -> Batch:
         del state
@@ -199,6 +198,12 @@ def blank(nets: VQVAENets, config: VQVAEConfig, seed: int) -> tuple[Tree, Tree]:
     return params, {"buffers": buffers, "books": books}
 
 
+def codebook(config: VQVAEConfig, params: Tree, state: Tree, j: int) -> CodebookState:
+    """The j-th codebook, with the parameters' codes where these learn by gradient."""
+    book = state["books"][str(j)]
+    return book if config.use_ema else book._replace(codes=params["codes"][str(j)])
+
+
 def forward(
     nets: VQVAENets,
     config: VQVAEConfig,
@@ -222,13 +227,11 @@ def forward(
     books: dict[str, CodebookState] = {}
     quantized, codes, indices, usage = [], [], [], []
     for j, z in enumerate(encoded.latents):
-        book = state["books"][str(j)]
-        if not config.use_ema:
-            book = book._replace(codes=params["codes"][str(j)])
+        book = codebook(config, params, state, j)
         q, index, after, metrics = quantize(book, z, decay=config.decay, train=training)
         quantized.append(q)
         indices.append(index)
-        codes.append(q.detach() if config.use_ema else params["codes"][str(j)][index])
+        codes.append(q.detach() if config.use_ema else book.codes[index])
         books[str(j)] = after
         usage.append(metrics)
     named = {name: torch.stack([one[name] for one in usage]).mean() for name in ("perplexity", "used")}

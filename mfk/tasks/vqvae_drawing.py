@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mfk.core.types import Tree
-from mfk.tasks.vqvae import VQVAEConfig
+from mfk.tasks.vqvae import VQVAEConfig, codebook
 from mfk.tasks.vqvae_net import VQVAENets
 
 
@@ -68,8 +68,8 @@ def _codes(
     wide = max(nets.levels[j].latent_dim for j, _ in own)
     blocks, levels, sizes = [], [], []
     for j, level in own:
-        book = state["books"][str(j)]
-        codes = (book.codes if config.use_ema else params["codes"][str(j)]).double()
+        book = codebook(config, params, state, j)
+        codes = book.codes.double()
         codes = (codes - codes.mean(0)) / codes.std().clamp(min=1e-12) / codes.shape[1] ** 0.5
         blocks.append(torch.nn.functional.pad(codes, (0, wide - codes.shape[1])))
         levels += [level] * len(codes)

@@ -17,7 +17,7 @@ from mfk.tasks.report_tables import markdown, print_rows, strict
 from mfk.tasks.vqvae_measure import BookRow, Score
 from mfk.tasks.vqvae_net import VQVAENets
 from mfk.tasks.vqvae_preparation import Preparation, feature_names
-from mfk.tasks.vqvae_tokens import TokenRow
+from mfk.tasks.vqvae_tokens import TokenRow, column_names
 
 
 def score_table(rows: Mapping[str, Score]) -> tuple[list[str], list[list[str]]]:
@@ -150,7 +150,7 @@ def write_documented(
         "model_state_dict": {**params["net"], **state["buffers"]},
         "codebooks": {
             name: {"codes": params.get("codes", {}).get(j, book.codes), "count": book.count}
-            for name, (j, book) in zip(_book_names(nets), state["books"].items(), strict=True)
+            for name, (j, book) in zip(column_names(nets), state["books"].items(), strict=True)
         },
         "optimizer_state_dict": _plain(optimizer),
         "group_indices": {name: list(own) for name, own in zip(nets.categories, nets.groups, strict=True)},
@@ -168,10 +168,6 @@ def write_documented(
     torch.save(best, buffer)
     write_atomically(written[1], buffer.getvalue())
     return written
-
-
-def _book_names(nets: VQVAENets) -> list[str]:
-    return [f"{nets.categories[g]}/{level}" for g, level in nets.codebooks]
 
 
 def _plain(tree: Tree) -> Any:

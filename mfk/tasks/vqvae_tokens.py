@@ -15,7 +15,7 @@ from mfk.core import tree
 from mfk.core.files import replaced_whole
 from mfk.core.types import Tree, describe
 from mfk.nn import look_up
-from mfk.tasks.vqvae import VQVAEConfig, forward
+from mfk.tasks.vqvae import VQVAEConfig, codebook, forward
 from mfk.tasks.vqvae_net import VQVAENets
 
 _ROWS = 4096
@@ -54,10 +54,7 @@ def decode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, toke
         for some in tokens.split(_ROWS):
             codes = []
             for j in range(len(nets.levels)):
-                book = state["books"][str(j)]
-                if not config.use_ema:
-                    book = book._replace(codes=params["codes"][str(j)])
-                codes.append(look_up(book, some[:, j]))
+                codes.append(look_up(codebook(config, params, state, j), some[:, j]))
             rows.append(nets.model.apply(params["net"], state["buffers"], "decode", codes))
     return torch.cat(rows)
 
@@ -169,29 +166,33 @@ def _tokenizer(path: Path, said: bytes) -> str:
 def token_statistics(nets: VQVAENets, tokens: Tensor) -> list[TokenRow]:
     """What the tokens [N, J] of each category say, and how much of it others say too; plug-in estimates."""
     check_tokens(nets, tokens)
-    columns = tokens.numpy()
+    columns = tokens.numpy().T
+    entropies = [_entropy(column) for column in columns]
     rows = []
     for g, category in enumerate(nets.categories):
         own = [j for j, (k, _) in enumerate(nets.codebooks) if k == g]
         others = [j for j, (k, _) in enumerate(nets.codebooks) if k != g]
-        entropies = {j: _entropy(columns[:, [j]]) for j in range(len(nets.levels))}
-        shared = [entropies[i] + entropies[j] - _entropy(columns[:, [i, j]]) for i in own for j in others]
+        shared = [
+            entropies[i] + entropies[j] - _entropy(columns[i] * nets.levels[j].tokens + columns[j])
+            for i in own
+            for j in others
+        ]
         rows.append(
             TokenRow(
                 category,
                 len(nets.groups[g]),
                 sum(nets.levels[j].tokens for j in own),
-                sum(len(np.unique(columns[:, j])) for j in own),
+                sum(len(np.unique(columns[j])) for j in own),
                 sum(entropies[j] for j in own) / len(own),
-                _entropy(columns[:, own]),
+                _entropy(np.unique(columns[own], axis=1, return_inverse=True)[1].ravel()),
                 max(shared, default=0.0),
             )
         )
     return rows
 
 
-def _entropy(columns: np.ndarray) -> float:
-    """Of the rows, in bits."""
-    _, counts = np.unique(columns, axis=0, return_counts=True)
-    share = counts / counts.sum()
+def _entropy(numbers: np.ndarray) -> float:
+    """Of small numbers >= 0, one a row, in bits."""
+    counts = np.bincount(numbers)
+    share = counts[counts > 0] / len(numbers)
     return float(-(share * np.log2(share)).sum())

@@ -44,6 +44,17 @@ def check_folder(flag: str, folder: Path) -> None:
             )
 
 
+def check_file(flag: str, file: Path) -> None:
+    """OSError unless such a file can be written."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{flag}: {file}: expected a file, got a folder")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{flag}: {file}: expected the folder {file.parent} to be there")
+    check_folder(flag, file.parent)
+    if file.exists() and not os.access(file, os.W_OK):
+        raise PermissionError(f"{flag}: {file}: expected a file that can be written, got one that cannot")
+
+
 def check_new(flag: str, file: Path, overwrite: bool) -> None:
     """ValueError or OSError unless clips can be written to NAME.pt, or replaced where that is said."""
     if file.suffix != ".pt":
