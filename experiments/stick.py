@@ -44,7 +44,7 @@ _SMALL = StickRun(
     # So short a training fits no clip by heart: nothing is dropped.
     net=StickNetConfig(width=256, layers=6, heads=8, dropout=0.0),
     train=replace(
-        _TRAIN, epochs=None, warmup_epochs=None, steps=500, warmup_steps=50, batch_size=16, lr=1e-3,
+        _TRAIN, epochs=None, warmup_epochs=None, steps=800, warmup_steps=50, batch_size=16, lr=1e-3,
         validate_every=200, validate_every_epochs=None, checkpoint_every=100, checkpoint_every_epochs=None,
     ),
 )  # fmt: skip

@@ -44,15 +44,15 @@ class StickLossConfig:
     """Weight of the third differences of the refinement's error, see `refine_loss`."""
     noisy_share: float = 0.5
     """Share of the windows that are seen with noise, as if they were predictions."""
-    noise: tuple[float, float] = (1e-5, 1e-2)
+    noise: tuple[float, float] = (1e-5, 3e-3)
     """Least and largest deviation of this noise, in units; drawn evenly by its logarithm."""
-    drift: tuple[float, float] = (1e-3, 0.3)
+    drift: tuple[float, float] = (1e-3, 0.05)
     """The same of how far points stand off, more and more or less and less along the window."""
     recovery: float = 0.2
     """Share of this distance by which the next frame is to be nearer."""
     text_dropout: float = 0.1
     """Share of the windows whose text is left out."""
-    action_dropout: float = 0.5
+    action_dropout: float = 0.2
     """Share of the windows whose actions are left out, where the network is told them."""
     consistency: float = 0.1
     """physics: weight of velocity against the pose's own, and of acceleration against velocity."""
