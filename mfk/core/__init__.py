@@ -1,6 +1,6 @@
 """Floor 0: types, trees, stateless models, compilation, keys, configs. Knows no robots and no training."""
 
-from mfk.core import rng, tree
+from mfk.core import ranks, rng, tree
 from mfk.core.compiler import Report, TraceError, jit
 from mfk.core.model import stateless
 from mfk.core.types import (
@@ -34,6 +34,7 @@ __all__ = [
     "TraceError",
     "Tree",
     "jit",
+    "ranks",
     "rng",
     "stateless",
     "tree",

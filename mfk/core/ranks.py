@@ -1,0 +1,164 @@
+"""The processes of one run: what torchrun started side by side, and what they tell each other.
+
+Nothing here may be called inside `torch.func.grad` or `jvp`: forward mode takes a reduced tensor for a
+constant, and says nothing. Reduce what they return.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mfk.core import tree
+from mfk.core.types import Tree
+
+T = TypeVar("T")
+
+
+class Ranks(NamedTuple):
+    """This process among those of its run."""
+
+    rank: int  # 0 <= rank < count; 0 writes
+    count: int
+
+
+def current() -> Ranks:
+    """Which process this is; rank 0 of 1 where no other takes part."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(0, 1)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other processes that torchrun has started; alone, or where they are joined already, nothing.
+
+    They talk over gloo, and about tensors on CUDA over NCCL; each takes the CUDA device of its local rank.
+    What any but rank 0 prints to stdout is dropped; errors are not.
+
+    Raises:
+        ValueError: torchrun's variables are incomplete.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1" or current().count > 1:
+        yield current()
+        return
+    missing = [
+        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing or not count.isdecimal():
+        raise ValueError(
+            f"WORLD_SIZE: expected torchrun's variables beside it, got {count!r} and no {', '.join(missing)}; "
+            "start with torchrun, or unset WORLD_SIZE"
+        )
+    backend = "gloo"
+    # NCCL takes one process a device; more of them than devices still talk over gloo.
+    if (
+        torch.cuda.is_available()
+        and int(os.environ.get("LOCAL_WORLD_SIZE", count)) <= torch.cuda.device_count()
+    ):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    here, printed = current(), sys.stdout
+    try:
+        if here.rank:
+            sys.stdout = open(os.devnull, "w")  # open as long as the process lives
+        yield here
+    finally:
+        sys.stdout = printed
+        dist.destroy_process_group()
+
+
+def add_up(values: Tree) -> Tree:
+    """The sum over all ranks of a tree of tensors, the same bits on each; itself where there is one.
+
+    One all_reduce for each dtype and device, of all leaves in one flat buffer.
+    """
+    if current().count == 1:
+        return values
+    leaves = tree.leaves(values)
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, x in enumerate(leaves):
+        groups.setdefault((x.dtype, x.device), []).append(i)
+    summed: list[Any] = list(leaves)
+    for index in groups.values():
+        flat = torch.cat([leaves[i].detach().reshape(-1) for i in index])
+        dist.all_reduce(flat)
+        parts = flat.split([leaves[i].numel() for i in index])
+        for i, part in zip(index, parts, strict=True):
+            summed[i] = part.view(leaves[i].shape)
+    return tree.unflatten(values, summed)
+
+
+def highest(value: int) -> int:
+    """The largest of the ranks' numbers."""
+    if current().count == 1:
+        return value
+    number = torch.tensor(value, dtype=torch.int64, device="cpu")
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+
+def everyone(value: T) -> list[T]:
+    """The ranks' values, in their order, on every rank; small Python objects."""
+    count = current().count
+    if count == 1:
+        return [value]
+    found: list[Any] = [None] * count
+    dist.all_gather_object(found, value)
+    return found
+
+
+def first(fn: Callable[[], T]) -> T:
+    """What `fn` returns on rank 0, the only one that calls it; the others wait for it.
+
+    What it raises is raised on every rank. The result must be a small Python object; for tensors there is
+    `from_first`.
+    """
+    if current().count == 1:
+        return fn()
+    told: list[Any] = [None, None]
+    if current().rank == 0:
+        try:
+            told[0] = fn()
+        except Exception as error:
+            dist.broadcast_object_list([None, _told(error)], device=torch.device("cpu"))
+            raise
+    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+def from_first(values: Tree) -> Tree:
+    """A tree of tensors and Python numbers as rank 0 has it; the ranks' trees differ in their numbers only."""
+    if current().count == 1:
+        return values
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return first(lambda: x)
+        sent = x.detach().contiguous()
+        dist.broadcast(sent, 0)
+        return x if sent is x else torch.empty_like(x, requires_grad=False).copy_(sent)
+
+    return tree.map(one, values)
+
+
+def _told(error: Exception) -> Exception:
+    """The error, or one with its text where it does not come back from pickling as it was."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    except Exception:  # a foreign exception's constructor may ask for anything
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
