@@ -136,7 +136,6 @@ def task_of(settings: VQVAERun, ready: Ready, per_epoch: int) -> Task:
         ready.data.train,
         batch_size=min(settings.train.batch_size, len(ready.data.train)),
         per_epoch=per_epoch,
-        accumulate=settings.train.accumulate,
     )
 
 

@@ -56,8 +56,8 @@ def joined() -> Iterator[Ranks]:
     ]
     if missing or not count.isdecimal():
         raise ValueError(
-            f"WORLD_SIZE: expected torchrun's variables beside it, got {count!r} and no {', '.join(missing)}; "
-            "start with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE: expected torchrun's variables beside it, got {count!r} and no "
+            f"{', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
     backend = "gloo"
     # NCCL takes one process a device; more of them than devices still talk over gloo.
@@ -140,7 +140,7 @@ def first(fn: Callable[[], T]) -> T:
 
 
 def from_first(values: Tree) -> Tree:
-    """A tree of tensors and Python numbers as rank 0 has it; the ranks' trees differ in their numbers only."""
+    """A tree of tensors and Python numbers as rank 0 has it; trees may differ in their numbers only."""
     if current().count == 1:
         return values
 

@@ -62,7 +62,7 @@ class Model(NamedTuple):
 class Aux(NamedTuple):
     """What a loss returns beside its value."""
 
-    state: Tree  # the carried state after this batch
+    state: Tree  # the carried state after this batch; with ``Task.update`` the sums that it is made of
     metrics: Metrics  # sums over the batch's rows; the step divides them by the weight
 
 
@@ -70,7 +70,12 @@ class Task(NamedTuple):
     """One training problem, as four pure functions.
 
     A loss returns *sums over rows and the sum of the weights*; the step divides once, after
-    all micro-batches (and ranks) are summed.
+    all micro-batches and ranks are summed.
+
+    A carried state that moves with the data says how by `update`: the loss then returns, as ``Aux.state``,
+    sums over its rows of what the new state is made of; they are added over micro-batches and ranks like all
+    else, and `update` is called once, so that the split does not matter. Without it, micro-batches hand the
+    state on in their order, which only one rank can do.
 
     Of an ensemble (`mfk.train.ensemble`), `members` says how many problems are solved side by side. Every
     leaf of params, state, teacher and drawn batch then has the member as its first axis, and every total,
@@ -85,6 +90,10 @@ class Task(NamedTuple):
     # (params, state, batch) -> (metric -> total, metric -> weight); the batch is one for all members
     evaluate: Callable[[Tree, Tree, Batch], tuple[Metrics, Metrics]]
     members: int | None = None  # k of an ensemble; None: no leaf has such an axis
+    # (state, sums, weight) -> (the state after the step, metrics of it); None: the loss returns the state
+    update: Callable[[Tree, Tree, Tensor], tuple[Tree, Metrics]] | None = None
+    coupled: bool = False  # whether a row's loss depends on the other rows of its micro-batch
+    teacher: bool = True  # whether the loss reads its teacher; off saves the memory of a sharded run
 
 
 class Optimizer(NamedTuple):

@@ -1,7 +1,16 @@
 """Floor 2: networks, plain nn.Modules that are usable alone, and what they are made of."""
 
 from mfk.nn.codebook_start import kmeans_codebook, kmeans_residual
-from mfk.nn.codebooks import CodebookState, init_codebook, look_up, quantize, reset_dead
+from mfk.nn.codebooks import (
+    CodebookState,
+    CodeSums,
+    init_codebook,
+    look_up,
+    move_codes,
+    nearest_codes,
+    quantize,
+    reset_dead,
+)
 from mfk.nn.family_encoders import MLPEncoder, TemporalCNNEncoder
 from mfk.nn.gated_linear import SwiGLU
 from mfk.nn.ik import KinematicNet, MeanFlowNet
@@ -24,6 +33,7 @@ from mfk.nn.vqvae import CategoricalVQVAE, Encoded, FamilyInput
 __all__ = [
     "STICK_PRESETS",
     "CategoricalVQVAE",
+    "CodeSums",
     "CodebookState",
     "Encoded",
     "FamilyInput",
@@ -60,6 +70,8 @@ __all__ = [
     "kmeans_codebook",
     "kmeans_residual",
     "look_up",
+    "move_codes",
+    "nearest_codes",
     "quantize",
     "reset_dead",
     "residual",

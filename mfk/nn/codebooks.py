@@ -12,6 +12,13 @@ from mfk.core.types import Metrics, describe
 from mfk.nn.checks import check_exact, check_input
 
 
+class CodeSums(NamedTuple):
+    """What rows say about the K codes that are nearest to them; to be added over rows."""
+
+    count: Tensor  # [K] floating, N_k, rows of each code
+    total: Tensor  # [K, D] floating, Σ z of these rows
+
+
 class CodebookState(NamedTuple):
     """K codes and the moving averages that they are made of; total = count · codes."""
 
@@ -78,26 +85,39 @@ def quantize(
     Source: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1.
     """
     codebook = _detached(codebook)
-    rows = check_rows_of(z, codebook.codes)
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {describe(decay)}")
-    codes, count, total = codebook
+    _check_decay(decay)
+    quantized, indices, sums, metrics = nearest_codes(codebook, z)
+    return quantized, indices, move_codes(codebook, sums, decay=decay) if train else codebook, metrics
+
+
+def nearest_codes(codebook: CodebookState, z: Tensor) -> tuple[Tensor, Tensor, CodeSums, Metrics]:
+    """`quantize` that moves no code: in place of the codebook after, the sums that `move_codes` takes.
+
+    Where rows come in parts, the parts' sums are added, and the codes moved once.
+    """
+    codes = _detached(codebook).codes
+    rows = check_rows_of(z, codes)
     seen = rows.detach().reshape(-1, rows.shape[-1])
     with torch.autocast(z.device.type, enabled=False):
         indices = _nearest(seen, codes)
         known = seen.isfinite().all(-1, keepdim=True)
         hits = one_hot(indices, codes) * known
-        here = hits.sum(0)
+        sums = CodeSums(hits.sum(0), hits.mT @ torch.where(known, seen, 0.0))
         chosen = codes[indices]
-        metrics = usage(here) | {"distance": (seen - chosen).square().mean()}
-        if train:
-            n = decay * count + (1 - decay) * here
-            m = decay * total + (1 - decay) * (hits.mT @ torch.where(known, seen, 0.0))
-            hit = here > 0
-            mean = m / torch.where(hit, n, 1.0).unsqueeze(-1)
-            codebook = CodebookState(torch.where(hit.unsqueeze(-1), mean, codes), n, m)
+        metrics = usage(sums.count) | {"distance": (seen - chosen).square().mean()}
     quantized = straight_through(chosen.reshape(rows.shape), rows)
-    return quantized, indices.reshape(rows.shape[:-1]), codebook, metrics
+    return quantized, indices.reshape(rows.shape[:-1]), sums, metrics
+
+
+def move_codes(codebook: CodebookState, sums: CodeSums, *, decay: float = 0.99) -> CodebookState:
+    """The codes after rows of these sums, by the recursion of `quantize`."""
+    _check_decay(decay)
+    codes, count, total = _detached(codebook)
+    n = decay * count + (1 - decay) * sums.count
+    m = decay * total + (1 - decay) * sums.total
+    hit = sums.count > 0
+    mean = m / torch.where(hit, n, 1.0).unsqueeze(-1)
+    return CodebookState(torch.where(hit.unsqueeze(-1), mean, codes), n, m)
 
 
 def reset_dead(
@@ -184,6 +204,11 @@ def _detached(codebook: CodebookState) -> CodebookState:
     if not isinstance(codebook, CodebookState):
         raise TypeError(f"codebook: expected a CodebookState, got {describe(codebook)}")
     return CodebookState(*(x.detach() for x in codebook))
+
+
+def _check_decay(decay: float) -> None:
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise ValueError(f"decay: expected a number in [0, 1), got {describe(decay)}")
 
 
 def _nearest(rows: Tensor, codes: Tensor) -> Tensor:

@@ -116,14 +116,15 @@ def irf_task(nets: IRFNets, scale: Params, config: IRFConfig) -> Task:
             metrics["derivative"] = steep.detach().sum()
         if settings.balance:
             recent = state["recent"]
-            state = state | {"recent": _moved(recent, rows.detach(), batch["world"])}
+            state = _by_world(rows.detach(), batch["world"], len(recent))
             rows = rows / recent[batch["world"]]
         return rows.sum(), rows.new_full((), len(rows)), Aux(state, metrics)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         return _evaluate(nets, settings, params, state, batch)
 
-    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
+    update = _moved if settings.balance else None
+    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate, update=update, teacher=False)
 
 
 def tangents(nets: IRFNets, scale: Params, batch: Batch, direction: Tensor) -> Batch:
@@ -189,12 +190,18 @@ def _row_loss(
     return rows, metrics
 
 
-def _moved(recent: Tensor, rows: Tensor, world: Tensor) -> Tensor:
-    """The moving mean of each world's losses [W], after these rows' [B]."""
-    own = (world.unsqueeze(-1) == torch.arange(len(recent), device=world.device)).to(rows.dtype)  # [B, W]
-    count = own.sum(0)
-    mean = (rows.unsqueeze(-1) * own).sum(0) / count.clamp(min=1)
-    return torch.where(count > 0, _KEPT * recent + (1 - _KEPT) * mean, recent)
+def _by_world(rows: Tensor, world: Tensor, worlds: int) -> Tree:
+    """Number and sum of the rows' losses [B] of each world, [W]."""
+    own = (world.unsqueeze(-1) == torch.arange(worlds, device=world.device)).to(rows.dtype)  # [B, W]
+    return {"count": own.sum(0), "total": (rows.unsqueeze(-1) * own).sum(0)}
+
+
+def _moved(state: Tree, sums: Tree, weight: Tensor) -> tuple[Tree, Metrics]:
+    """The state with the moving mean of each world's losses after a step's rows, as `_by_world` has them."""
+    del weight
+    recent, count = state["recent"], sums["count"]
+    new = _KEPT * recent + (1 - _KEPT) * sums["total"] / count.clamp(min=1)
+    return state | {"recent": torch.where(count > 0, new, recent)}, {}
 
 
 def _derivative_error(

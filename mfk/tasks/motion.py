@@ -222,7 +222,7 @@ def motion_task(
         count("rollout_end_cm", made.position_cm[:, -1], made.valid[:, -1])
         return totals, weights
 
-    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
+    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate, teacher=False)
 
 
 def predictor_of(net: MotionNet, params: Tree, state: Tree, noise: Tensor | None = None) -> Predictor:

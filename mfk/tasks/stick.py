@@ -174,20 +174,22 @@ def stick_task(nets: StickNets, scale: Params, config: StickConfig) -> Task:
         return drawn
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
+        carried = state
         rows, metrics, motion = _window_loss(nets, settings, params, state, batch)
         if nets.denoiser is not None:
             given = motion.detach()
-            refined, state = stick_refine.refine_loss(
+            refined, carried = stick_refine.refine_loss(
                 nets, params["refine"], state, batch, given, settings.jitter
             )
             rows = rows + settings.diffusion * refined
             metrics["refine"] = refined.sum()
-        return rows.sum(), rows.new_full((), len(rows)), Aux(state, metrics)
+        return rows.sum(), rows.new_full((), len(rows)), Aux(carried, metrics)
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         return _evaluate(nets, settings, params, state, batch)
 
-    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate)
+    update = None if nets.denoiser is None else stick_refine.move_size
+    return Task(init=init, draw=draw, loss=loss, evaluate=evaluate, update=update, teacher=False)
 
 
 def _without_padding(batch: Batch) -> Batch:

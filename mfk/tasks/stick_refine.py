@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfk import losses
 from mfk.core import rng
-from mfk.core.types import Batch, Params, Rows, Tree
+from mfk.core.types import Batch, Metrics, Params, Rows, Tree
 from mfk.losses import TimeConfig
 from mfk.tasks.stick_features import FLOOR, joined, see
 from mfk.tasks.stick_net import StickNets
@@ -40,7 +40,7 @@ def draw_noise(nets: StickNets, times: TimeConfig, seed: int, step: int, rows: R
 def refine_loss(
     nets: StickNets, params: Params, state: Tree, batch: Batch, given: Tensor, jitter: float = 4.0
 ) -> tuple[Tensor, Tree]:
-    """The loss of each window [B], a mean over its numbers, and the state with the difference's size.
+    """The loss of each window [B], a mean over its numbers, and the sums that `move_size` takes.
 
     meanflow: the MeanFlow error of the rows with an end time and the flow-matching error of the others;
     ddpm: the error of v = √a noise - √(1 - a) end, a the signal's share. An error e counts as
@@ -63,10 +63,10 @@ def refine_loss(
     difference = torch.where(valid[..., None], difference, 0.0).clamp(-_MOST, _MOST)
     size = state["residual"]
     end = difference / size
-    count = (valid.sum() * given.shape[-1]).clamp(min=1)
-    now = difference.square().sum() / count
-    new = (_KEEP * size.square() + (1 - _KEEP) * now).sqrt().detach()
-    new = torch.where(valid.any(), new, size)
+    sums = {
+        "squares": difference.square().sum().detach(),
+        "numbers": (valid.sum() * given.shape[-1]).to(size.dtype),
+    }
     field = _field(nets, params, state, given, batch["text"], valid)
     start = joined(batch["refine_noise"]) * valid[..., None]
     end, start = end.flatten(1), start.flatten(1)
@@ -78,7 +78,7 @@ def refine_loss(
         t = ((batch["s"] + 1).to(z.dtype) / nets.refine.noise_steps)[:, None]
         # The error of the network's own output, see `_field`.
         squared = _squared((field(z, t, t) - start) / share.sqrt(), valid, jitter) / numbers
-        return squared, state | {"residual": new}
+        return squared, sums
     r, t = batch["r"], batch["t"]
     v = end - start
     z, n = start + r * v, len(t)
@@ -92,7 +92,16 @@ def refine_loss(
         rest = _field(nets, params, state, given[n:], batch["text"][n:], valid[n:])
         parts.append(_squared(rest(z[n:], r[n:], r[n:]) - v[n:], valid[n:], jitter))
     squared = torch.cat(parts) / numbers
-    return losses.adaptive_weight(squared, 1e-2, 0.5) * squared, state | {"residual": new}
+    return losses.adaptive_weight(squared, 1e-2, 0.5) * squared, sums
+
+
+def move_size(state: Tree, sums: Tree, weight: Tensor) -> tuple[Tree, Metrics]:
+    """The state after a step, with the running size of the difference that the refinement learns."""
+    del weight
+    size, numbers = state["residual"], sums["numbers"]
+    now = sums["squares"] / numbers.clamp(min=1)
+    new = (_KEEP * size.square() + (1 - _KEEP) * now).sqrt()
+    return state | {"residual": torch.where(numbers > 0, new, size)}, {}
 
 
 def refine(

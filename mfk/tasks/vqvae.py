@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 from mfk import losses
 from mfk.core import rng
 from mfk.core.types import Aux, Batch, Metrics, Rows, Task, Tree
-from mfk.nn import CodebookState, init_codebook, kmeans_codebook, quantize, reset_dead
+from mfk.nn import (
+    CodebookState,
+    CodeSums,
+    init_codebook,
+    kmeans_codebook,
+    move_codes,
+    nearest_codes,
+    reset_dead,
+)
 from mfk.tasks.vqvae_net import VQVAENets
 
 _BEFORE, _AFTER = 0.3, 0.7  # shares of input-latent and latent-code in the topographic loss, as documented
@@ -61,7 +69,8 @@ class Parts(NamedTuple):
     codes: tuple[Tensor, ...]  # [B, d] the codes, without; with their own where they learn by gradient
     indices: Tensor  # int64 [B, J]
     decoded: Tensor  # [B, F]
-    state: Tree  # after this batch
+    sums: tuple[CodeSums, ...]  # of each codebook, by which its codes move
+    buffers: Tree  # the networks', after this batch
     usage: Metrics  # perplexity and share used, means over the codebooks
 
 
@@ -98,7 +107,6 @@ def vqvae_task(
     *,
     batch_size: int,
     per_epoch: int,
-    accumulate: int = 1,
 ) -> Task:
     """Train encoders, decoders and codebooks on rows x [F], standardised.
 
@@ -110,11 +118,11 @@ def vqvae_task(
         + w_info mean_j ‖x - D_j(q_j)‖² / F + w_ortho mean cos²(centroid_g, centroid_h)
         + w_topo (0.3 (1 - r(x, z)) + 0.7 (1 - r(z, sg e)))
 
-    The last two couple the rows of a micro-batch; r is that of its first `topo_samples` rows (data are
-    shuffled), and 1 of fewer than three. The codes' moving averages and batch norm's are part of the carried
-    state and move with every micro-batch, the codes' by the decay^(1 / accumulate), so that the decay is a
-    step's. Codes start at k-means of the untrained network's latents. Every `dead_code_reset_interval` epochs
-    those that are hardly used become latents of rows of the batch, of its first micro-batch.
+    The last two couple the rows of a micro-batch, as batch norm does; r is that of its first `topo_samples`
+    rows (data are shuffled), and 1 of fewer than three. The codes' moving averages and batch norm's are part
+    of the carried state and move once a step, by all of its rows. Codes start at k-means of the untrained
+    network's latents. Every `dead_code_reset_interval` epochs those that are hardly used become latents of
+    rows of the batch, of its first micro-batch.
 
     A batch is {"x": [B, F]}.
 
@@ -124,7 +132,6 @@ def vqvae_task(
         start: training rows [N, F], the first of which the codebooks start from.
         batch_size: rows of a batch.
         per_epoch: batches of an epoch.
-        accumulate: micro-batches of a step.
 
     Raises:
         ValueError: a setting is out of range or has no effect.
@@ -132,8 +139,6 @@ def vqvae_task(
     check_vqvae(config)
     every = None if config.dead_code_reset_interval is None else config.dead_code_reset_interval * per_epoch
     most = max(level.tokens for level in nets.levels)
-    micro = -(-batch_size // accumulate)
-    moving = replace(config, decay=config.decay ** (1 / accumulate))
 
     def init(seed: int) -> tuple[Tree, Tree]:
         params, state = blank(nets, config, seed)
@@ -141,7 +146,9 @@ def vqvae_task(
             rows = start[: max(_START, most)]
             latents = nets.model.apply(params["net"], state["buffers"], "encode", rows).latents
         books = {
-            str(j): kmeans_codebook(z, level.tokens, seed=rng.key(seed, "codes", j), batch=micro, starts=1)
+            str(j): kmeans_codebook(
+                z, level.tokens, seed=rng.key(seed, "codes", j), batch=batch_size, starts=1
+            )
             for j, (z, level) in enumerate(zip(latents, nets.levels, strict=True))
         }
         if not config.use_ema:
@@ -166,14 +173,38 @@ def vqvae_task(
 
     def loss(params: Tree, state: Tree, batch: Batch, teacher: Tree) -> tuple[Tensor, Tensor, Aux]:
         del teacher
-        parts = forward(nets, moving, params, state, batch["x"], batch["key"], training=True)
+        parts = forward(nets, config, params, state, batch["x"], batch["key"], training=True)
         total, metrics = _loss(nets, config, params, state, batch["x"], parts)
-        after = parts.state
-        if every is not None:
-            after, replaced = _reset(config, after, parts, batch)
-            metrics["replaced"] = replaced
         rows = total.new_full((), len(batch["x"]))
-        return total * rows, rows, Aux(after, {name: x.detach() * rows for name, x in metrics.items()})
+        sums = {
+            "codes": parts.sums,
+            "moved": {name: (parts.buffers[name] - state["buffers"][name]) * rows for name in _moving(state)},
+        }
+        if every is not None:
+            sums["candidates"] = tuple(
+                # Those of one micro-batch: of the others nothing is added.
+                torch.where(batch["reset"], z.detach()[batch["candidates"][: level.tokens, j]], 0.0)
+                for j, (z, level) in enumerate(zip(parts.latents, nets.levels, strict=True))
+            )
+            sums["reset"] = batch["reset"].to(total.dtype)
+        return total * rows, rows, Aux(sums, {name: x.detach() * rows for name, x in metrics.items()})
+
+    def update(state: Tree, sums: Tree, weight: Tensor) -> tuple[Tree, Metrics]:
+        books = [
+            move_codes(state["books"][str(j)], of_rows, decay=config.decay)
+            for j, of_rows in enumerate(sums["codes"])
+        ]
+        metrics: Metrics = {}
+        if every is not None:
+            resets = [
+                _reset(config, book, candidates, sums["reset"] > 0)
+                for book, candidates in zip(books, sums["candidates"], strict=True)
+            ]
+            books = [book for book, _ in resets]
+            metrics["replaced"] = torch.stack([share for _, share in resets]).mean()
+        moved = {name: state["buffers"][name] + x / weight for name, x in sums["moved"].items()}
+        buffers = state["buffers"] | moved
+        return {"buffers": buffers, "books": {str(j): book for j, book in enumerate(books)}}, metrics
 
     def evaluate(params: Tree, state: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
         parts = forward(nets, config, params, state, batch["x"])
@@ -182,7 +213,7 @@ def vqvae_task(
         found = {"val_loss": total, **metrics}
         return {name: x * rows for name, x in found.items()}, dict.fromkeys(found, rows)
 
-    return Task(init, draw, loss, evaluate)
+    return Task(init, draw, loss, evaluate, update=update, coupled=True, teacher=False)
 
 
 def blank(nets: VQVAENets, config: VQVAEConfig, seed: int) -> tuple[Tree, Tree]:
@@ -214,7 +245,7 @@ def forward(
     *,
     training: bool = False,
 ) -> Parts:
-    """Encode, quantise and decode rows [B, F]; `state` is returned changed only in training."""
+    """Encode, quantise and decode rows [B, F]; the buffers are changed only in training."""
     net = params["net"]
     if config.frozen_encoders:
         net = {name: p.detach() if name.startswith("encoders.") else p for name, p in net.items()}
@@ -224,15 +255,14 @@ def forward(
     encoded = encoded._replace(
         latents=tuple(z.to(x.dtype) for z in encoded.latents), embeddings=encoded.embeddings.to(x.dtype)
     )
-    books: dict[str, CodebookState] = {}
-    quantized, codes, indices, usage = [], [], [], []
+    quantized, codes, indices, sums, usage = [], [], [], [], []
     for j, z in enumerate(encoded.latents):
         book = codebook(config, params, state, j)
-        q, index, after, metrics = quantize(book, z, decay=config.decay, train=training)
+        q, index, of_rows, metrics = nearest_codes(book, z)
         quantized.append(q)
         indices.append(index)
         codes.append(q.detach() if config.use_ema else book.codes[index])
-        books[str(j)] = after
+        sums.append(of_rows)
         usage.append(metrics)
     named = {name: torch.stack([one[name] for one in usage]).mean() for name in ("perplexity", "used")}
     decoded = nets.model.apply(params["net"], state["buffers"], "decode", quantized).to(x.dtype)
@@ -243,7 +273,8 @@ def forward(
         tuple(codes),
         torch.stack(indices, -1),
         decoded,
-        {"buffers": encoded.buffers, "books": books} if training else state,
+        tuple(sums),
+        encoded.buffers,
         named,
     )
 
@@ -289,20 +320,20 @@ def distances_kept(x: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
     return 1 - losses.topographic(x, latents), 1 - losses.topographic(latents, codes)
 
 
-def _reset(config: VQVAEConfig, state: Tree, parts: Parts, batch: Batch) -> tuple[Tree, Tensor]:
-    """The state with unused codes replaced, where the batch says so; and the share that was."""
-    books, shares = {}, []
-    for j, z in enumerate(parts.latents):
-        book = state["books"][str(j)]
-        candidates = z.detach()[batch["candidates"][: len(book.codes), j]]
-        fresh, replaced = reset_dead(
-            book,
-            candidates,
-            threshold=config.dead_code_threshold,
-            max_fraction=config.dead_code_max_reset_fraction,
-        )
-        books[str(j)] = CodebookState(
-            *(torch.where(batch["reset"], new, old) for new, old in zip(fresh, book, strict=True))
-        )
-        shares.append((replaced & batch["reset"]).to(z.dtype).mean())
-    return state | {"books": books}, torch.stack(shares).mean()
+def _moving(state: Tree) -> list[str]:
+    """The buffers that are numbers which may move, as batch norm's do."""
+    return [name for name, x in state["buffers"].items() if x.is_floating_point()]
+
+
+def _reset(
+    config: VQVAEConfig, book: CodebookState, candidates: Tensor, due: Tensor
+) -> tuple[CodebookState, Tensor]:
+    """The codebook with unused codes replaced, where it is due; and the share that was."""
+    fresh, replaced = reset_dead(
+        book,
+        candidates,
+        threshold=config.dead_code_threshold,
+        max_fraction=config.dead_code_max_reset_fraction,
+    )
+    kept = CodebookState(*(torch.where(due, new, old) for new, old in zip(fresh, book, strict=True)))
+    return kept, (replaced & due).to(candidates.dtype).mean()

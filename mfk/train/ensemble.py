@@ -93,7 +93,14 @@ def ensemble(task: Task, k: int, *, vary: Mapping[str, Sequence[float] | Tensor]
 
         return vmap(one)(params, state)
 
-    return Task(init, draw, loss, evaluate, members=k)
+    return task._replace(
+        init=init,
+        draw=draw,
+        loss=loss,
+        evaluate=evaluate,
+        members=k,
+        update=None if task.update is None else vmap(task.update),
+    )
 
 
 def with_members(task: Task, members: int) -> Task:

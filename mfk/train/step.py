@@ -1,4 +1,4 @@
-"""One training step of any task: micro-batches, one division, clip, guard, update."""
+"""One training step of any task: micro-batches and ranks, one division, clip, guard, update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from mfk.core import jit, tree
+from mfk.core import jit, ranks, tree
 from mfk.core.compiler import prepare
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
@@ -51,8 +51,13 @@ def make_train_step(
         g = sum_k grad(total_k) / sum_k weight_k
 
     so that the split changes nothing but rounding, a last, short batch included. Then: clip by the
-    global norm, update at ``schedule(state.step)``, average. The carried state goes through the
-    micro-batches in order. The loss's teacher is the average, or the parameters where it is off.
+    global norm, update at ``schedule(state.step)``, average. The carried state is made once of all sums
+    (``task.update``), or goes through the micro-batches in order. The loss's teacher is the average, or the
+    parameters where it is off.
+
+    Under torchrun (`mfk.core.ranks`) the micro-batches are shared out, number k to rank k mod N, and there
+    are at least N; every rank is given the whole batch, and the sums are added over the ranks. All of them
+    then make the same update, so that N ranks compute what one does with as many micro-batches.
 
     A step whose loss or gradient is not finite (a weight of zero counts) leaves params, opt, ema
     and the carried state bit by bit as they were; it is counted in ``guard`` and ``step`` moves on,
@@ -92,12 +97,15 @@ def make_train_step(
 
     Raises:
         ValueError: a setting is out of range, the tensors of a batch disagree on the number of rows,
-            the carried state changed its structure or a shape, or an ensemble's total is not [k].
+            the carried state changed its structure or a shape, an ensemble's total is not [k], or a state is
+            handed on from micro-batch to micro-batch on more than one rank.
         TraceError: (a ValueError) `compiled`, and the loss is no pure function of tensors; see `mfk.jit`.
     """
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate: expected an int >= 1, got {describe(accumulate)}")
     members = task.members
+    here = ranks.current()
+    parts = micro_batches(accumulate, here.count)
     limit = _limit(clip, members, device)
     rounded = _rounding(precision, torch.device(device).type)
     scaled = precision == "fp16"
@@ -128,21 +136,31 @@ def make_train_step(
                 "init_state(..., ema=) must agree"
             )
         rows = count_rows(batch, batch_size)
-        teacher = state.params if state.ema is None else state.ema
+        teacher = state.params if state.ema is None or not task.teacher else state.ema
         carried, sums = state.state, None
-        for k in range(min(accumulate, rows)):
-            index = range(k, rows, accumulate)
-            micro = {name: x[k::accumulate] for name, x in batch.items()}
+        own = range(here.rank, min(parts, rows), here.count)
+        # A rank that a short batch leaves without rows needs the shape of what it adds nothing to.
+        for k in own or (0,):
+            index = range(k, rows, parts)
+            micro = {name: x[k::parts] for name, x in batch.items()}
             drawn = task.draw(seed, state.step, Rows(index, rows), carried, micro)
             drawn = {name: x.to(device, non_blocking=True) for name, x in drawn.items()}
             grads, (_, (total, weight, aux)) = gradient(
                 state.params, carried, drawn, teacher, state.guard.scale
             )
-            carried = aux.state
-            sums = _add(sums, (grads, total, weight, aux.metrics))
+            moved = ()
+            if task.update is not None:
+                moved = aux.state
+            elif here.count == 1:
+                carried = aux.state
+            elif state.step == 0:
+                _check_still(state.state, aux.state)
+            sums = _add(sums, (grads, total, weight, aux.metrics, moved))
             del grads  # or it would live beside the next one
         assert sums is not None
-        grads, total, weight, metrics = sums
+        if not own:
+            sums = tree.map(torch.zeros_like, sums)
+        grads, total, weight, metrics, moved = ranks.add_up(sums)
 
         taken = {*_OWN_METRICS, "loss_scale"} & metrics.keys()
         if taken:
@@ -153,6 +171,9 @@ def make_train_step(
             norm = tree.global_norm(grads) if members is None else tree.member_norms(grads)
             loss, norm = total / weight, norm / divisor
             found_inf = 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float()
+            moves: Metrics = {}
+            if task.update is not None:
+                carried, moves = task.update(state.state, moved, weight)
             carried = _keep_if(found_inf, state.state, carried)
             # One pass over the gradient: the division and the clipping together.
             scale = (1.0 if limit is None else clip_factor(norm, limit)) / divisor
@@ -171,10 +192,24 @@ def make_train_step(
         if scaled:
             reported["loss_scale"] = state.guard.scale
             guard = _rescale(guard, found_inf)
-        reported |= {name: total / weight for name, total in metrics.items()}
+        reported |= {name: total / weight for name, total in metrics.items()} | moves
         return TrainState(state.step + 1, params, carried, opt, ema, guard, state.best), reported
 
     return step
+
+
+def micro_batches(accumulate: int, count: int) -> int:
+    """Micro-batches of a step on `count` ranks: `accumulate`, or as few more as can be shared out evenly."""
+    return -(-accumulate // count) * count
+
+
+def _check_still(before: Tree, after: Tree) -> None:
+    for (name, x), y in zip(tree.named_leaves(before), tree.leaves(after), strict=True):
+        if not torch.equal(x, y):
+            raise ValueError(
+                f"task.loss: leaf {name!r} of the carried state is handed on from micro-batch to "
+                "micro-batch, which more than one rank cannot do; say by Task.update how it is made of sums"
+            )
 
 
 def _rounding(precision: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -229,7 +264,7 @@ def count_rows(batch: Batch, batch_size: int | None) -> int:
 
 def _add(sums: Any, new: Any) -> Any:
     """Sum of two trees, out of place: a gradient may be an expanded view that cannot be added to."""
-    new = (new[0], new[1], new[2], {name: x.detach() for name, x in new[3].items()})
+    new = (*new[:3], {name: x.detach() for name, x in new[3].items()}, tree.map(torch.Tensor.detach, new[4]))
     if sums is None:
         return new
     if sums[3].keys() != new[3].keys():

@@ -51,7 +51,6 @@ class Tokenizer:
         net: VQVAENetConfig = NET,
         levels: tuple[LevelSetting, ...] = LEVELS,
         per_epoch: int = 3,
-        accumulate: int = 1,
         dtype: torch.dtype = torch.float64,
         **config: Any,
     ) -> None:
@@ -68,7 +67,7 @@ class Tokenizer:
         self.config = vqvae.VQVAEConfig(**config)
         self.x = self.data.train.to(dtype)
         self.task = vqvae.vqvae_task(
-            self.nets, self.config, self.data.train, batch_size=18, per_epoch=per_epoch, accumulate=accumulate
+            self.nets, self.config, self.data.train, batch_size=18, per_epoch=per_epoch
         )
         self.params, self.state = (cast(one, dtype) for one in self.task.init(0))
 

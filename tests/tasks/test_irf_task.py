@@ -246,7 +246,9 @@ def test_balanced_worlds_by_hand() -> None:
     total, weight, aux = made.task.loss(made.params, state, batch, made.params)
     assert torch.allclose(total, each[0] / 0.5 + each[1] / 0.01, rtol=1e-5) and float(weight) == 8
     moved = torch.stack((0.495 + 0.01 * each[0] / 4, recent[1], 0.0099 + 0.01 * each[1] / 4))
-    assert torch.allclose(aux.state["recent"], moved, rtol=1e-5)
+    assert made.task.update is not None
+    after, _ = made.task.update(state, aux.state, weight)
+    assert torch.allclose(after["recent"], moved, rtol=1e-5) and after.keys() == state.keys()
     # What is carried is data to the gradient.
     slope = grad(lambda p: made.task.loss(p, state, batch, p)[0])(made.params)
     theirs = [grad(plain.value)(plain.params, plain.rows(name)) for name in ("nk", "lss")]

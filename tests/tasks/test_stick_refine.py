@@ -14,14 +14,14 @@ from torch.func import grad
 
 from mfk import losses
 from mfk.core import tree
-from mfk.core.types import Batch, Model, Rows
+from mfk.core.types import Batch, Model, Rows, Tree
 from mfk.data.stick import shared_point_gap
 from mfk.losses import TimeConfig
 from mfk.tasks import stick_refine
 from mfk.tasks.stick import StickConfig, StickLossConfig
 from mfk.tasks.stick_features import joined
 from mfk.tasks.stick_net import RefineConfig, StickNets
-from mfk.tasks.stick_refine import draw_noise, refine, refine_loss
+from mfk.tasks.stick_refine import draw_noise, move_size, refine, refine_loss
 
 DDPM = replace(REFINE, refinement="ddpm", noise_steps=40, sample_steps=8)
 BOTH = pytest.mark.parametrize("config", [REFINE, DDPM], ids=["meanflow", "ddpm"])
@@ -141,13 +141,17 @@ def test_no_gradient_flows_into_the_transformer(config: RefineConfig) -> None:
     torch.testing.assert_close(difference, 10 * part, rtol=1e-4, atol=1e-4)
 
 
+def moved(state: Tree, sums: Tree) -> Tree:
+    return move_size(state, sums, torch.tensor(1.0))[0]
+
+
 @BOTH
 def test_the_size_of_what_is_left_is_followed(config: RefineConfig) -> None:
     made, batch, given = case(config)
     batch["valid"][0, 5:] = False
     valid = batch["valid"][:, 1:]
     state = made.state | {"residual": torch.tensor(0.5)}
-    _, after = refine_loss(made.nets, made.params["refine"], state, batch, given)
+    after = moved(state, refine_loss(made.nets, made.params["refine"], state, batch, given)[1])
     left = (batch["motion"][:, 1:] - given) / stick_refine._unit(given, valid)
     left = left.clamp(-stick_refine._MOST, stick_refine._MOST)[valid]
     keep = stick_refine._KEEP
@@ -160,13 +164,15 @@ def test_the_size_of_what_is_left_is_followed(config: RefineConfig) -> None:
 def test_windows_that_stand_off_are_not_refined(config: RefineConfig) -> None:
     made, batch, given = case(config)
     batch["noise"] = torch.zeros_like(batch["motion"])
-    alone, state = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    alone, sums = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    state = moved(made.state, sums)
     batch["noise"][3] = 0.1
-    rows, after = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    rows, sums = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    after = moved(made.state, sums)
     assert float(rows[3]) == 0 < float(alone[3])
     assert not torch.equal(after["residual"], state["residual"])
     batch["noise"][:] = 0.1
-    _, none = refine_loss(made.nets, made.params["refine"], made.state, batch, given)
+    none = moved(made.state, refine_loss(made.nets, made.params["refine"], made.state, batch, given)[1])
     assert torch.equal(none["residual"], made.state["residual"])
 
 

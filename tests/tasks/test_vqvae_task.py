@@ -261,28 +261,34 @@ def ema(book: tuple[np.ndarray, ...], z: np.ndarray, decay: float) -> tuple[np.n
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_codes_follow_the_textbooks_recursion_through_the_step(tmp_path: Path, accumulate: int) -> None:
-    """Micro-batches: the codes move with each, by the root of the decay; decay is a step's."""
-    made = Tokenizer(tmp_path, decay=0.9, dead_code_reset_interval=None, accumulate=accumulate)
+    """Micro-batches: the codes move once, by the rows of all; batch norm by the mean over the rows."""
+    made = Tokenizer(tmp_path, decay=0.9, dead_code_reset_interval=None)
     state, _ = started(made)
     step = stepper(made, accumulate=accumulate)
     books = {j: tuple(x.numpy().copy() for x in book) for j, book in made.state["books"].items()}
     counts = [float(book[1].sum()) for book in books.values()]
-    # k-means counts the rows of the (micro-)batches that follow.
-    assert counts == pytest.approx([18 / accumulate] * 6)
+    # k-means counts the rows of the batches that follow.
+    assert counts == pytest.approx([18] * 6)
     for k in range(3):
         x = made.x[18 * k : 18 * (k + 1)]
         before = tree.clone(state.params)
         carried = tree.clone(state.state)
+        latents: list[list[np.ndarray]] = [[] for _ in books]
+        running: list[Tensor] = []
         for i in range(accumulate):
             rows = Rows(range(i, 18, accumulate), 18)
             batch = made.task.draw(0, k, rows, carried, {"x": x[i::accumulate]})
             encoded = made.nets.model.apply(
                 before["net"], carried["buffers"], "encode", batch["x"], batch["key"], True
             )
-            carried["buffers"] = encoded.buffers
+            running.append(encoded.buffers["encoders.0.norms.0.running_var"])
             for j, z in enumerate(encoded.latents):
-                books[str(j)] = ema(books[str(j)], z.numpy(), 0.9 ** (1 / accumulate))
+                latents[j].append(z.numpy())
+        for j, parts in enumerate(latents):
+            books[str(j)] = ema(books[str(j)], np.concatenate(parts), 0.9)
         state, _ = step(state, {"x": x})
+        kept = state.state["buffers"]["encoders.0.norms.0.running_var"]
+        assert torch.allclose(kept, torch.stack(running).mean(0), rtol=1e-12)
         for j, book in books.items():
             for ours, theirs in zip(state.state["books"][j], book, strict=True):
                 assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -291,21 +297,21 @@ def test_codes_follow_the_textbooks_recursion_through_the_step(tmp_path: Path, a
 def test_micro_batches_change_nothing_where_rows_are_not_coupled(tmp_path: Path) -> None:
     made = Tokenizer(
         tmp_path, encoder=replace(SMALL, batch_norm=False), orthogonality_weight=0.0, topo_weight=0.0,
-        use_ema=False, dead_code_reset_interval=None,
+        dead_code_reset_interval=None,
     )  # fmt: skip
     ends = []
     for accumulate in (1, 4):
         state, _ = started(made)
         for k in range(2):
             state, metrics = stepper(made, accumulate=accumulate)(state, {"x": made.x[18 * k : 18 * (k + 1)]})
-        ends.append((state.params, metrics["loss"]))  # pyright: ignore[reportPossiblyUnboundVariable]
+        ends.append((state.params, state.state, metrics["loss"]))  # pyright: ignore[reportPossiblyUnboundVariable]
     for a, b in zip(*(tree.leaves(end) for end in ends), strict=True):
         assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)
 
 
 def test_micro_batches_of_any_size_and_reduced_precision(tmp_path: Path) -> None:
     """10 rows in 4 parts: of two or three rows each, where only three have distances to correlate."""
-    made = Tokenizer(tmp_path, dead_code_reset_interval=1, accumulate=4, per_epoch=1, dtype=torch.float32)
+    made = Tokenizer(tmp_path, dead_code_reset_interval=1, per_epoch=1, dtype=torch.float32)
     for rows, precision in ((10, "fp32"), (1, "fp32"), (2, "fp32"), (10, "bf16")):
         state, _ = started(made)
         state, metrics = stepper(made, accumulate=4, precision=precision)(state, {"x": made.x[:rows]})
@@ -373,7 +379,7 @@ def test_resets_come_at_their_steps_and_to_dead_codes_alone(tmp_path: Path) -> N
 def test_a_reset_replaces_no_more_than_its_share(tmp_path: Path, accumulate: int) -> None:
     made = Tokenizer(
         tmp_path, dead_code_reset_interval=1, per_epoch=1, dead_code_threshold=50.0,
-        dead_code_max_reset_fraction=0.34, accumulate=accumulate,
+        dead_code_max_reset_fraction=0.34,
     )  # fmt: skip
     made.state = with_dead(made, (0, 1, 2, 3))
     state, _ = started(made)
@@ -399,12 +405,13 @@ def test_dropout_and_batch_norm_are_of_training_alone(tmp_path: Path) -> None:
     made = Tokenizer(tmp_path)
     own = (made.nets, made.config, made.params, made.state, made.x[:18])
     one, two = forward(*own), forward(*own)
-    assert torch.equal(one.decoded, two.decoded) and one.state is made.state
+    assert torch.equal(one.decoded, two.decoded)
+    name = "encoders.0.norms.0.running_mean"
+    assert torch.equal(one.buffers[name], made.state["buffers"][name])
     keys = [torch.full((18,), k) for k in (1, 2)]
     trained = [forward(*own, key, training=True) for key in keys]
     assert not torch.equal(trained[0].latents[0], trained[1].latents[0])
-    name = "encoders.0.norms.0.running_mean"
-    assert not torch.equal(trained[0].state["buffers"][name], made.state["buffers"][name])
+    assert not torch.equal(trained[0].buffers[name], made.state["buffers"][name])
     # Without dropout a key changes nothing.
     calm = Tokenizer(tmp_path, encoder=replace(SMALL, dropout=0.0), net=replace(NET, dropout=0.0))
     own = (calm.nets, calm.config, calm.params, calm.state, calm.x[:18])
