@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +21,10 @@ from mfk.core import tree
 from mfk.core.types import Tree
 
 T = TypeVar("T")
+
+
+class RankLost(RuntimeError):
+    """Another process of the run has ended, or cannot be reached; its own message says why."""
 
 
 class Ranks(NamedTuple):
@@ -67,7 +71,8 @@ def joined() -> Iterator[Ranks]:
     ):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    with _answered():
+        dist.init_process_group(backend)
     here, printed = current(), sys.stdout
     try:
         if here.rank:
@@ -86,17 +91,49 @@ def add_up(values: Tree) -> Tree:
     if current().count == 1:
         return values
     leaves = tree.leaves(values)
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, x in enumerate(leaves):
-        groups.setdefault((x.dtype, x.device), []).append(i)
     summed: list[Any] = list(leaves)
-    for index in groups.values():
+    for index in _alike(leaves):
         flat = torch.cat([leaves[i].detach().reshape(-1) for i in index])
-        dist.all_reduce(flat)
+        with _answered():
+            dist.all_reduce(flat)
         parts = flat.split([leaves[i].numel() for i in index])
         for i, part in zip(index, parts, strict=True):
             summed[i] = part.view(leaves[i].shape)
     return tree.unflatten(values, summed)
+
+
+def all_parts(own: Sequence[Tensor]) -> list[Tensor]:
+    """Every rank's tensors of these shapes, [N, *shape] each; one all_gather for each dtype and device."""
+    count = current().count
+    if count == 1:
+        return [x.detach().unsqueeze(0) for x in own]
+    found: list[Any] = [None] * len(own)
+    for index in _alike(own):
+        flat = torch.cat([own[i].detach().reshape(-1) for i in index])
+        every = flat.new_empty(count, len(flat))
+        with _answered():
+            dist.all_gather(list(every.unbind()), flat)
+        parts = every.split([own[i].numel() for i in index], dim=1)
+        for i, part in zip(index, parts, strict=True):
+            found[i] = part.reshape(count, *own[i].shape)
+    return found
+
+
+def own_parts(each: Sequence[Tensor]) -> list[Tensor]:
+    """Of tensors [N, ...] this rank's row of their sums over the ranks; one reduce_scatter for each dtype."""
+    count = current().count
+    if count == 1:
+        return [x.detach()[0] for x in each]
+    found: list[Any] = [None] * len(each)
+    for index in _alike(each):
+        flat = torch.cat([each[i].detach().reshape(count, -1) for i in index], dim=1)
+        own = flat.new_empty(flat.shape[1])
+        with _answered():
+            dist.reduce_scatter(own, list(flat.unbind()))
+        parts = own.split([each[i][0].numel() for i in index])
+        for i, part in zip(index, parts, strict=True):
+            found[i] = part.view(each[i].shape[1:])
+    return found
 
 
 def highest(value: int) -> int:
@@ -104,7 +141,8 @@ def highest(value: int) -> int:
     if current().count == 1:
         return value
     number = torch.tensor(value, dtype=torch.int64, device="cpu")
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    with _answered():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
 
 
@@ -114,7 +152,8 @@ def everyone(value: T) -> list[T]:
     if count == 1:
         return [value]
     found: list[Any] = [None] * count
-    dist.all_gather_object(found, value)
+    with _answered():
+        dist.all_gather_object(found, value)
     return found
 
 
@@ -133,7 +172,8 @@ def first(fn: Callable[[], T]) -> T:
         except Exception as error:
             dist.broadcast_object_list([None, _told(error)], device=torch.device("cpu"))
             raise
-    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    with _answered():
+        dist.broadcast_object_list(told, device=torch.device("cpu"))
     if told[1] is not None:
         raise told[1]
     return told[0]
@@ -148,10 +188,28 @@ def from_first(values: Tree) -> Tree:
         if not isinstance(x, Tensor):
             return first(lambda: x)
         sent = x.detach().contiguous()
-        dist.broadcast(sent, 0)
+        with _answered():
+            dist.broadcast(sent, 0)
         return x if sent is x else torch.empty_like(x, requires_grad=False).copy_(sent)
 
     return tree.map(one, values)
+
+
+def _alike(leaves: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of the tensors of one dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, x in enumerate(leaves):
+        groups.setdefault((x.dtype, x.device), []).append(i)
+    return list(groups.values())
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RankLost(f"rank {current().rank}: another process of the run has ended ({reason})") from error
 
 
 def _told(error: Exception) -> Exception:

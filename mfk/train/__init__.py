@@ -19,6 +19,7 @@ from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
 from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
 from mfk.train.runs import DATA, check_same_data, claim_run, read_versions, run_of, versions, write_record
+from mfk.train.shards import Shards, shards_of
 from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state
 from mfk.train.step import TrainStep, make_train_step
 from mfk.train.validate import validation_metrics
@@ -31,6 +32,7 @@ __all__ = [
     "MemberBest",
     "RunConfig",
     "Saved",
+    "Shards",
     "Sink",
     "TrainConfig",
     "TrainState",
@@ -59,6 +61,7 @@ __all__ = [
     "run_of",
     "save",
     "saved",
+    "shards_of",
     "validation_metrics",
     "versions",
     "with_members",

@@ -93,6 +93,8 @@ class TrainConfig:
     """Steps skipped in a row, because they were not finite, that stop the run."""
     seed: int = 0
     """Seed of the initial parameters and of every draw."""
+    shard: bool = False
+    """Under torchrun: a rank keeps its part of parameters, averages and moments alone (ZeRO)."""
     threads: int | None = None
     """CPU threads; None leaves torch's choice."""
 
@@ -230,6 +232,12 @@ def check_config(config: TrainConfig) -> None:
             _check_number("profile", step, 0, whole=True)
         if config.profile[0] > config.profile[1]:
             raise ValueError(f"profile: expected the first step and the last, got {config.profile}")
+    if config.shard and config.members > 1:
+        raise ValueError("shard: an ensemble cannot be shared out; leave out --members")
+    if config.shard and config.eps == 0:
+        raise ValueError(
+            "shard: parts are filled up with zeros, and an eps of 0 divides by them; expected > 0"
+        )
     make_optimizer(config)
 
 

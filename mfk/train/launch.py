@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mfk.core import config
+from mfk.core import config, ranks
 from mfk.core.files import write_atomically
 from mfk.core.types import Batch, Batches, Task
 from mfk.data.loader import batches_from
+from mfk.train import restarts
 from mfk.train.config import TrainConfig, in_steps
 from mfk.train.device import resolve_device
 from mfk.train.estimate import describe_run
 from mfk.train.loop import FitResult, check_fit, fit
-from mfk.train.runs import claim_run
+from mfk.train.runs import CONFIG, claim_run
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ def launch(
     roots: Collection[str] = (),
     fixed: Collection[str] = (),
 ) -> FitResult | None:
-    """Train as `settings` say, in a folder of its own; None after a dry run.
+    """Train as `settings` say, in a folder of its own; None after a dry run, and on all ranks but the first.
+
+    Processes that torchrun has started anew, because one of them was lost, go on with the run that they had
+    begun, from its last complete checkpoint.
 
     Args:
         task: the problem.
@@ -89,10 +93,7 @@ def launch(
         print(f"# {plan.steps} steps on {resolve_device(plan.device)}, {plan.precision}")
         print(describe_run(task, plan, example), end="")
         return None
-    folder = Path(run.resume) if run.resume is not None else claim_run(run.out, name)
-    if run.resume is None:
-        for file, text in (files or {}).items():
-            write_atomically(folder / file, text)
+    folder, resume = ranks.first(lambda: _folder(run, name, files or {}))
     result = fit(
         task,
         settings.train,
@@ -100,7 +101,7 @@ def launch(
         record=plain,
         validation=validation,
         batches=batches,
-        resume=run.resume is not None,
+        resume=resume,
         init_from=run.init_from,
         resume_hint=f"python experiments/{name}.py --resume {folder}",
         roots=roots,
@@ -108,7 +109,22 @@ def launch(
     )
     if result.interrupted:
         sys.exit(128 + result.interrupted)
-    return result
+    return result if ranks.current().rank == 0 else None
+
+
+def _folder(run: RunConfig, name: str, files: Mapping[str, str]) -> tuple[Path, bool]:
+    """The run's folder, and whether there is something in it to go on with."""
+    if run.resume is not None:
+        return Path(run.resume), True
+    begun = restarts.begun(run.out, name)
+    folder = begun or claim_run(run.out, name)
+    if begun is None:
+        restarts.mark(folder)
+    for file, text in files.items():
+        if begun is not None and (begun / file).is_file() and (begun / file).read_text("utf-8") != text:
+            raise ValueError(f"{begun / file}: is another than when the run was begun; start a new run")
+        write_atomically(folder / file, text)
+    return folder, (folder / CONFIG).is_file()
 
 
 def _record(settings: Any) -> dict[str, Any]:

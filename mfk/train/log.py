@@ -99,6 +99,11 @@ def open_sink(
     return Sink(log, terminal.advance, terminal.note, close)
 
 
+def silent_sink() -> Sink:
+    """What a rank reports to that is not the first: nothing."""
+    return Sink(lambda *_: None, lambda *_: None, lambda *_, **__: None, lambda: None)
+
+
 def read_history(run: Path | str) -> list[dict[str, Any]]:
     """The records of a run's history.jsonl, in order, with "nan", "inf" and "-inf" as floats.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mfk.core import TraceError, tree
+from mfk.core import TraceError, ranks, tree
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
@@ -32,10 +33,11 @@ from mfk.train.ensemble import with_members
 from mfk.train.exports import write_exports
 from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
-from mfk.train.log import open_sink
+from mfk.train.log import Sink, open_sink, silent_sink
 from mfk.train.profile import profiled
+from mfk.train.shards import Shards, blank_state, gather_state, shards_of, split_state
 from mfk.train.state import TrainState, inference_params, init_state, keep_best
-from mfk.train.step import count_rows, make_train_step
+from mfk.train.step import count_rows, make_train_step, micro_batches
 from mfk.train.validate import member_metrics, validation_metrics
 
 
@@ -119,48 +121,79 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
         changed: list[str] = []
-        if resume:
-            # Before anything of the run is read: another process may be writing it.
-            if run.is_dir():
-                stack.enter_context(runs.locked(run))
-            if not runs.is_unsaved(run):
-                checkpoint.find(run)
-            changed += changed_settings(run, record, fixed) + changed_versions(run, config.seed)
-        else:
-            runs.refuse_run(run)
+
+        # Rank 0 alone reads and writes the run's folder; the others are told.
+        def look() -> str | None:
+            """What the run in the folder calls its best metric; None before its first checkpoint."""
+            if resume:
+                # Before anything of the run is read: another process may be writing it.
+                if run.is_dir():
+                    stack.enter_context(runs.locked(run))
+                if not runs.is_unsaved(run):
+                    checkpoint.find(run)
+                changed.extend(changed_settings(run, record, fixed) + changed_versions(run, config.seed))
+            else:
+                runs.refuse_run(run)
+            found = checkpoint.saved(folder) if resume else []
+            return (found[-1].best_metric or "") if found else None
+
+        known = ranks.first(look)
         check_fit(task, config, validation, None if resume else init_from)
-        state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
-        found = checkpoint.saved(folder) if resume else []
-        begins = not found
-        best_metric = config.best_metric if validation else found[-1].best_metric if found else None
+        shards = shards_of(task.init(config.seed)[0]) if config.shard else None
+        state = init_state(
+            task,
+            optimizer,
+            config.seed,
+            ema=config.ema_decay is not None,
+            device=device,
+            split=None if shards is None else shards.split,
+        )
+        begins = known is None
+        best_metric = config.best_metric if validation else known or None
         if not begins:
-            state = checkpoint.load(folder, state)
+            state = _from_disk(state, partial(checkpoint.load, folder), shards)
             if state.step > plan.steps:
                 raise ValueError(f"steps: {plan.steps}, but the run in {run} has already made {state.step}")
         elif init_from is not None:
-            state = _with_weights(state, init_from)
-        run.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            stack.enter_context(runs.locked(run))
-        if begins:
-            (run / runs.HISTORY).unlink(missing_ok=True)
-        sink = open_sink(
-            run,
-            state.step,
-            plan.steps,
-            console=console,
-            level=config.log_level,
-            watched=config.best_metric,
-            trackers=config.trackers,
-            record=record,
-        )
-        stack.callback(sink.close)
+            state = _from_disk(state, partial(_with_weights, init_from), shards)
         ended = state.step == plan.steps or stopping.is_over(state.guard, plan)
-        if not ended:
-            (run / runs.RESULT).unlink(missing_ok=True)
-        if begins or not ended:
-            runs.write_record(run, record, config.seed)
-        sink.note(f"run: {run}, step {state.step} of {plan.steps}, {config.precision} on {device}")
+
+        def begin() -> None:
+            run.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                stack.enter_context(runs.locked(run))
+            if begins:
+                (run / runs.HISTORY).unlink(missing_ok=True)
+            opened.append(
+                open_sink(
+                    run,
+                    state.step,
+                    plan.steps,
+                    console=console,
+                    level=config.log_level,
+                    watched=config.best_metric,
+                    trackers=config.trackers,
+                    record=record,
+                )
+            )
+            stack.callback(opened[0].close)
+            if not ended:
+                (run / runs.RESULT).unlink(missing_ok=True)
+            if begins or not ended:
+                runs.write_record(run, record, config.seed)
+
+        opened: list[Sink] = []
+        ranks.first(begin)
+        sink = opened[0] if opened else silent_sink()
+        here = ranks.current()
+        many = "" if here.count == 1 else f", {here.count} ranks"
+        sink.note(f"run: {run}, step {state.step} of {plan.steps}, {config.precision} on {device}{many}")
+        parts = micro_batches(config.accumulate, here.count)
+        if task.coupled and parts != config.accumulate:
+            sink.note(
+                f"the loss couples the rows of a micro-batch, and {here.count} ranks make {parts} of them a "
+                f"step: one process does the same with --accumulate {parts}"
+            )
         if ended:
             sink.note("nothing is left to train: the run has ended")
         for change in changed:
@@ -180,12 +213,17 @@ def fit(
             device=device,
             compiled=config.jit,
             note=sink.note,
+            shards=shards,
         )
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             _check_params(state, folder)
             begun = time.perf_counter()
-            each = member_metrics(task, state, validation, device)
+            whole = state
+            if shards is not None:
+                whole = state._replace(params=shards.gather(inference_params(state)), ema=None)
+            each = member_metrics(task, whole, validation, device)
+            del whole
             if not each:
                 return state, {}
             values = described(each)
@@ -199,11 +237,13 @@ def fit(
         def save(state: TrainState, values: Mapping[str, float]) -> None:
             _check_params(state, folder)
             begun = time.perf_counter()
-            checkpoint.save(folder, state, values, keep_last=config.keep_last, best_metric=best_metric)
+            write = partial(checkpoint.save, keep_last=config.keep_last, best_metric=best_metric)
+            whole = state if shards is None else gather_state(shards, state)
+            ranks.first(lambda: write(folder, whole, values))
             sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
         signalled = stack.enter_context(interruptible())
-        saved_at = state.step
+        saved_at, received = state.step, 0
         values: dict[str, float] = {}
         if begins:
             state, values = validate(state)
@@ -212,10 +252,12 @@ def fit(
         if source is not None and not ended:
             feed = source.start(state.step)
             stack.callback(getattr(feed, "close", lambda: None))
-        profile = stack.enter_context(profiled(run, config.profile, state.step, note=sink.note))
+        traced = config.profile if here.rank == 0 else None
+        profile = stack.enter_context(profiled(run, traced, state.step, note=sink.note))
         epoch: Metrics = {}
         clock, rows = time.perf_counter(), 0
-        while not ended and signalled() is None:
+        # All ranks stop after the same step, whichever the signal reached.
+        while not ended and not (received := ranks.highest(signalled() or 0)):
             batch = {} if feed is None else _next(feed, state.step)
             rows += count_rows(batch, config.batch_size)
             try:
@@ -261,11 +303,15 @@ def fit(
             clock += time.perf_counter() - pause
         if state.step != saved_at:
             save(state, {})
-        received = signalled() or 0
         early = ended and state.step < plan.steps
-        if ended:
-            runs.write_result(run, _result(state, early, best_metric))
-        write_exports(run)
+
+        def close() -> None:
+            if ended:
+                runs.write_result(run, _result(state, early, best_metric))
+            write_exports(run)
+
+        ranks.first(close)
+        received = ranks.highest(received or signalled() or 0)
         if received:
             hint = f" Resume with: {resume_hint}" if resume_hint else ""
             name = signal.Signals(received).name
@@ -291,7 +337,7 @@ def check_fit(
     if not validation and config.patience is not None:
         raise ValueError("patience: early stopping needs validation batches, and there are none")
     if init_from is not None:
-        _with_weights(init_state(task, make_optimizer(config), config.seed, device=device), init_from)
+        _with_weights(init_from, init_state(task, make_optimizer(config), config.seed, device=device))
     if validation:
         if single.members is None and config.members > 2:
             # Two members yield the names that all of them do.
@@ -316,7 +362,21 @@ def _threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _with_weights(state: TrainState, folder: Path | str) -> TrainState:
+def _from_disk(
+    state: TrainState, load: Callable[[TrainState], TrainState], shards: Shards | None
+) -> TrainState:
+    """The state as rank 0 finds it on its disk."""
+    found = [state if shards is None else blank_state(shards, state)]
+
+    def read() -> None:
+        found[0] = load(found[0])
+
+    ranks.first(read)
+    whole = ranks.from_first(found[0])
+    return whole if shards is None else split_state(shards, whole, state)
+
+
+def _with_weights(folder: Path | str, state: TrainState) -> TrainState:
     """`state` with the weights and the carried state of a run's best checkpoint."""
     try:
         params = checkpoint.load_params(folder, state.params, "best")
@@ -366,7 +426,7 @@ def _check_params(state: TrainState, folder: Path) -> None:
         finite = [x.reshape(len(x), -1).isfinite().all(-1) for x in tree.leaves((state.params, state.ema))]
         if bool(torch.stack(finite).all(0).any()):
             return
-    elif bool(tree.all_finite(inference_params(state))) and bool(tree.all_finite(state.params)):
+    elif not ranks.highest(int(not bool(tree.all_finite((state.params, state.ema))))):
         return
     leaves = tree.named_leaves((state.params, state.ema))
     bad = [name for name, x in leaves if not bool(torch.isfinite(x).all())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,13 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    task: Task, optimizer: Optimizer, seed: int, *, ema: bool = False, device: torch.device | str = "cpu"
+    task: Task,
+    optimizer: Optimizer,
+    seed: int,
+    *,
+    ema: bool = False,
+    device: torch.device | str = "cpu",
+    split: Callable[[Tree], Tree] | None = None,
 ) -> TrainState:
     """The state before step 0, on `device`; it shares no memory with anything that the task holds.
 
@@ -69,6 +76,8 @@ def init_state(
         seed: of the initial parameters.
         ema: keep an average of the parameters, which starts as a copy of them.
         device: where all tensors live.
+        split: of `mfk.train.Shards`, for a state that holds this rank's parts of the parameters; None for all
+            of them.
 
     Raises:
         TypeError: a leaf of the task's params or state is no tensor.
@@ -80,6 +89,8 @@ def init_state(
                 raise TypeError(
                     f"task.init: leaf {name!r} of {argument} must be a tensor, got {describe(leaf)}"
                 )
+    if split is not None:
+        params = split(params)
     params, state = (tree.map(lambda x: _own(x, device), value) for value in (params, state))
     shape = () if task.members is None else (task.members,)
     zero = torch.zeros(shape, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree
 from mfk.optim import clip_factor, ema_update
 from mfk.optim.layout import dense
 from mfk.optim.members import check_each
+from mfk.train.shards import Shards
 from mfk.train.state import Guard, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -42,6 +43,7 @@ def make_train_step(
     device: torch.device | str = "cpu",
     compiled: bool = False,
     note: Callable[[str], object] | None = None,
+    shards: Shards | None = None,
 ) -> TrainStep:
     """A function (state, batch) -> (state, metrics) that makes one step.
 
@@ -73,6 +75,10 @@ def make_train_step(
     parameter its own member's gradient, as no total depends on another's parameters; a member that is not
     finite is skipped alone.
 
+    With `shards` a state holds each rank's part of the parameters, of their averages and of the optimizer's
+    moments: the parameters are gathered for the gradient, whose sum is scattered, and the update is made of
+    the parts (see `mfk.train.shards_of`).
+
     The step DONATES the TrainState that it is given: its memory is reused for the result.
 
     Args:
@@ -89,6 +95,7 @@ def make_train_step(
         device: where the loss is computed; the same as the state's.
         compiled: compute the gradient by `mfk.jit`, once compiled for each shape of a micro-batch.
         note: as for `mfk.jit`.
+        shards: how the state's parameters are shared out; None where every rank has all of them.
 
     Returns:
         The step. Its metrics are 0-dimensional tensors: loss, grad_norm (before clipping), lr, skipped
@@ -106,6 +113,8 @@ def make_train_step(
     members = task.members
     here = ranks.current()
     parts = micro_batches(accumulate, here.count)
+    if shards is not None and members is not None:
+        raise ValueError("shards: an ensemble cannot be shared out; train its members by themselves")
     limit = _limit(clip, members, device)
     rounded = _rounding(precision, torch.device(device).type)
     scaled = precision == "fp16"
@@ -136,7 +145,12 @@ def make_train_step(
                 "init_state(..., ema=) must agree"
             )
         rows = count_rows(batch, batch_size)
-        teacher = state.params if state.ema is None or not task.teacher else state.ema
+        params, teacher = state.params, state.ema
+        if shards is not None:
+            params = shards.gather(params)
+            teacher = shards.gather(teacher) if task.teacher and teacher is not None else None
+        if teacher is None or not task.teacher:
+            teacher = params
         carried, sums = state.state, None
         own = range(here.rank, min(parts, rows), here.count)
         # A rank that a short batch leaves without rows needs the shape of what it adds nothing to.
@@ -145,9 +159,7 @@ def make_train_step(
             micro = {name: x[k::parts] for name, x in batch.items()}
             drawn = task.draw(seed, state.step, Rows(index, rows), carried, micro)
             drawn = {name: x.to(device, non_blocking=True) for name, x in drawn.items()}
-            grads, (_, (total, weight, aux)) = gradient(
-                state.params, carried, drawn, teacher, state.guard.scale
-            )
+            grads, (_, (total, weight, aux)) = gradient(params, carried, drawn, teacher, state.guard.scale)
             moved = ()
             if task.update is not None:
                 moved = aux.state
@@ -160,7 +172,13 @@ def make_train_step(
         assert sums is not None
         if not own:
             sums = tree.map(torch.zeros_like, sums)
-        grads, total, weight, metrics, moved = ranks.add_up(sums)
+        del params, teacher
+        if shards is None:
+            grads, total, weight, metrics, moved = ranks.add_up(sums)
+        else:
+            total, weight, metrics, moved = ranks.add_up(sums[1:])
+            grads = shards.reduce(sums[0])
+            del sums
 
         taken = {*_OWN_METRICS, "loss_scale"} & metrics.keys()
         if taken:
@@ -168,7 +186,10 @@ def make_train_step(
 
         with torch.no_grad():
             divisor = weight * state.guard.scale if scaled else weight
-            norm = tree.global_norm(grads) if members is None else tree.member_norms(grads)
+            if shards is not None:
+                norm = shards.norm(grads)
+            else:
+                norm = tree.global_norm(grads) if members is None else tree.member_norms(grads)
             loss, norm = total / weight, norm / divisor
             found_inf = 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float()
             moves: Metrics = {}

@@ -1,0 +1,109 @@
+"""A model that is shared out: each rank keeps its part of every parameter, moment and average.
+
+A leaf of n numbers is cut into N runs of ⌈n/N⌉, the last filled up with zeros; rank i has the i-th, as a
+vector. The parts of all leaves travel in one flat buffer: all_gather before the gradient is taken,
+reduce_scatter of it.
+
+Source: Rajbhandari et al., ZeRO (2020), arXiv:1910.02054, stage 3 (parameters are gathered once a step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from mfk.core import ranks, tree
+from mfk.core.types import Tree
+from mfk.train.state import TrainState
+
+
+class Shards(NamedTuple):
+    """How one tree is shared out among the ranks."""
+
+    split: Callable[[Tree], Tree]  # whole tree -> this rank's parts, copies
+    gather: Callable[[Tree], Tree]  # this rank's parts -> the whole tree, on every rank
+    reduce: Callable[[Tree], Tree]  # whole trees, one of each rank -> this rank's parts of their sum
+    norm: Callable[[Tree], Tensor]  # this rank's parts -> the norm of the whole tree, []
+    blank: Callable[[Tree], Tree]  # this rank's parts -> a whole tree in host memory in which nothing is set
+
+
+def shards_of(like: Tree) -> Shards:
+    """How trees of the structure, shapes and dtypes of `like` are shared out; its numbers do not matter.
+
+    Raises:
+        ValueError: there is no leaf.
+    """
+    rank, count = ranks.current()
+    shapes = [x.shape for x in tree.leaves(like)]
+    if not shapes:
+        raise ValueError("params: expected at least one tensor to share out, got none")
+    lengths = [-(-shape.numel() // count) for shape in shapes]
+
+    def rows(x: Tensor, length: int) -> Tensor:
+        """A leaf as [N, length], filled up with zeros."""
+        flat = x.detach().reshape(-1)
+        filled = torch.nn.functional.pad(flat, (0, count * length - flat.numel()))
+        return filled.view(count, length)
+
+    def split(whole: Tree) -> Tree:
+        parts = [rows(x, n)[rank].clone() for x, n in zip(tree.leaves(whole), lengths, strict=True)]
+        return tree.unflatten(whole, parts)
+
+    def gather(parts: Tree) -> Tree:
+        joined = ranks.all_parts(tree.leaves(parts))
+        whole = [
+            x.reshape(-1)[: shape.numel()].reshape(shape) for x, shape in zip(joined, shapes, strict=True)
+        ]
+        return tree.unflatten(parts, whole)
+
+    def reduce(whole: Tree) -> Tree:
+        each = [rows(x, n) for x, n in zip(tree.leaves(whole), lengths, strict=True)]
+        return tree.unflatten(whole, ranks.own_parts(each))
+
+    def norm(parts: Tree) -> Tensor:
+        # No reduction rounds twice: squares in float64 are exact for fp32 parts.
+        squares = torch.stack([x.double().square().sum() for x in tree.leaves(parts)]).sum()
+        return ranks.add_up(squares).sqrt().to(tree.leaves(parts)[0].dtype)
+
+    def blank(parts: Tree) -> Tree:
+        # Memory is taken page by page as it is written to: of a tree that is only compared with, none.
+        leaves = zip(tree.leaves(parts), shapes, strict=True)
+        return tree.unflatten(parts, [torch.empty(s, dtype=x.dtype, device="cpu") for x, s in leaves])
+
+    return Shards(split, gather, reduce, norm, blank)
+
+
+def gather_state(shards: Shards, state: TrainState) -> TrainState:
+    """A state of parts as a whole one, in host memory; what of it is kept is up to rank 0."""
+    return _convert(state, state.params, lambda parts: tree.cast(shards.gather(parts), device="cpu"))
+
+
+def blank_state(shards: Shards, state: TrainState) -> TrainState:
+    """A whole state in host memory, for what is read from a disk, in the place of a state of parts."""
+    return _convert(state, state.params, shards.blank)
+
+
+def split_state(shards: Shards, whole: TrainState, like: TrainState) -> TrainState:
+    """This rank's parts of a whole state, where those of `like` are."""
+    device = tree.leaves(like.params)[0].device
+    parts = _convert(whole, whole.params, lambda x: tree.cast(shards.split(x), device=device))
+    return parts._replace(opt=tree.cast(parts.opt, device=device))
+
+
+def _convert(state: TrainState, like: Tree, fn: Callable[[Tree], Tree]) -> TrainState:
+    """`state` with `fn` of each subtree of params, opt and ema with the structure and shapes of `like`."""
+    structure, shapes = optree.tree_structure(like), [x.shape for x in tree.leaves(like)]
+
+    def alike(x: Tree) -> bool:
+        found = [getattr(y, "shape", None) for y in tree.leaves(x)]
+        return optree.tree_structure(x) == structure and found == shapes
+
+    def one(x: Tree) -> Tree:
+        return fn(x) if alike(x) else x
+
+    params, opt, ema = (optree.tree_map(one, x, is_leaf=alike) for x in (state.params, state.opt, state.ema))
+    return state._replace(params=params, opt=opt, ema=ema)

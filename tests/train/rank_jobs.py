@@ -1,0 +1,178 @@
+"""What the processes of tests/train/test_ranks.py do, started as torchrun starts them.
+
+python rank_jobs.py FOLDER JOB
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from toy import make_task, validation
+
+from mfk import train
+from mfk.core import Aux, Task, cli, ranks, tree
+from mfk.data import batches_of
+from mfk.optim import adamw, warmup_constant
+from mfk.train import TrainConfig
+from mfk.train.shards import gather_state, shards_of
+
+CONFIG = TrainConfig(
+    steps=12, batch_size=10, lr=1e-2, warmup_steps=2, min_lr=1e-3, clip=0.5, ema_decay=0.9, validate_every=4,
+    checkpoint_every=3, log_every=2, jit=False, device="cpu", keep_last=None,
+)  # fmt: skip
+
+
+def following(dtype: torch.dtype = torch.float32) -> Task:
+    """The toy task with a carried state that follows the mean of the targets, and that the loss sees."""
+    plain = make_task(dtype=dtype, bad_steps=range(5, 6))
+
+    def init(seed: int) -> tuple[Any, Any]:
+        return plain.init(seed)[0], {"mean": torch.zeros((), dtype=dtype)}
+
+    def loss(params: Any, state: Any, batch: Any, teacher: Any) -> tuple[Tensor, Tensor, Aux]:
+        total, weight, aux = plain.loss(params, {"calls": weightless(dtype)}, batch, teacher)
+        # So that what is carried decides about the next gradient, and the average of the parameters too.
+        near = sum((p - q).square().sum() for p, q in zip(params.values(), teacher.values(), strict=True))
+        total = total * (1 + state["mean"].square()) + 0.1 * weight * near
+        sums = {"total": (batch["y"][:, 0] * batch["mask"]).sum(), "count": weight.to(dtype)}
+        return total, weight, Aux(sums, aux.metrics)
+
+    def update(state: Any, sums: Any, weight: Tensor) -> tuple[Any, Any]:
+        mean = 0.9 * state["mean"] + 0.1 * sums["total"] / weight
+        return {"mean": mean}, {"moved": (mean - state["mean"]).abs()}
+
+    return plain._replace(init=init, loss=loss, update=update)
+
+
+def weightless(dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype)
+
+
+def data() -> Any:
+    """Rows in epochs whose last batch has fewer rows than there are ranks."""
+    x = torch.randn(31, 3, generator=torch.Generator().manual_seed(0))
+    return batches_of({"x": x}, 10, seed=3)
+
+
+def fitted(folder: Path, name: str, **more: Any) -> None:
+    """A run of the toy task, resumed where there is one."""
+    run = folder / name
+    config = replace(CONFIG, **more)
+    train.fit(
+        following(), config, run=run, record={"toy": 1}, validation=validation(3), batches=data(),
+        resume=(run / "config.yaml").exists(), console=False,
+    )  # fmt: skip
+
+
+def stepped(folder: Path) -> None:
+    """200 steps in float64, from data that are drawn and from rows, replicated and shared out."""
+    count = ranks.current().count
+    for name, accumulate, shared in (("drawn", 1, False), ("parts", 4, False), ("shared", 1, True)):
+        task = following(torch.float64)
+        optimizer = adamw(weight_decay=0.1)
+        shards = shards_of(task.init(0)[0]) if shared else None
+        state = train.init_state(task, optimizer, 0, ema=True, split=None if shards is None else shards.split)
+        step = train.make_train_step(
+            task, optimizer, warmup_constant(1e-2, 5), seed=1, batch_size=13, accumulate=accumulate, clip=0.5,
+            ema_decay=0.9, shards=shards,
+        )  # fmt: skip
+        metrics: Any = {}
+        for _ in range(200):
+            state, metrics = step(state, {})
+        state = state if shards is None else gather_state(shards, state)
+        values = [torch.as_tensor(x) for x in tree.leaves(state)]
+        keep(folder / f"{name}{count}.pt", {"state": values, "metrics": metrics})
+
+
+def handed_on(folder: Path) -> None:
+    """A state that goes from micro-batch to micro-batch."""
+    optimizer = adamw()
+    task = make_task()
+    step = train.make_train_step(task, optimizer, lambda _: 0.1, seed=0, batch_size=8)
+    step(train.init_state(task, optimizer, 0), {})
+
+
+def told(folder: Path) -> None:
+    """What ranks tell each other."""
+    here = ranks.current()
+
+    def fail() -> None:
+        raise FileNotFoundError(f"rank {here.rank} has no such file")
+
+    errors = ""
+    try:
+        ranks.first(fail)
+    except FileNotFoundError as error:
+        errors = str(error)
+    tensors = {"a": torch.tensor([1.0, 2.0]) * (here.rank + 1), "b": (torch.tensor(here.rank),)}
+    found = {
+        "sum": ranks.add_up(tensors),
+        "first": ranks.from_first({**tensors, "n": here.rank + 3}),
+        "all": ranks.everyone(here),
+        "highest": ranks.highest(-here.rank),
+        "parts": ranks.all_parts([torch.full((2,), float(here.rank))]),
+        "own": ranks.own_parts([torch.arange(here.count).double()[:, None]]),
+        "error": errors,
+        "printed": sys.stdout is sys.__stdout__,
+    }
+    torch.save(found, folder / f"told{here.rank}.pt")
+
+
+def stopped(folder: Path) -> None:
+    """A run whose last rank gets SIGTERM in the middle of it."""
+    here, task = ranks.current(), following()
+    drawn = task.draw
+
+    def draw(seed: int, step: int, *more: Any) -> Any:
+        if step == 7 and here.rank == here.count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return drawn(seed, step, *more)
+
+    result = train.fit(
+        task._replace(draw=draw), CONFIG, run=folder / "stopped", record={}, validation=validation(1),
+        batches=data(), console=False,
+    )  # fmt: skip
+    sys.exit(128 + result.interrupted)
+
+
+def lost(folder: Path) -> None:
+    """A run whose last rank dies."""
+    here, task = ranks.current(), following()
+    drawn = task.draw
+
+    def draw(seed: int, step: int, *more: Any) -> Any:
+        if step == 7 and here.rank == here.count - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return drawn(seed, step, *more)
+
+    train.fit(
+        task._replace(draw=draw), CONFIG, run=folder / "run", record={"toy": 1}, validation=validation(3),
+        batches=data(), console=False,
+    )  # fmt: skip
+
+
+def keep(path: Path, value: Any) -> None:
+    """Saved by the first rank."""
+    if ranks.current().rank == 0:
+        torch.save(value, path)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, job, *words = Path(sys.argv[1]), *sys.argv[2:]
+    jobs = {
+        "stepped": lambda: stepped(folder),
+        "fitted": lambda: fitted(folder, words[0], **{word: True for word in words[1:]}),
+        "handed on": lambda: handed_on(folder),
+        "told": lambda: told(folder),
+        "stopped": lambda: stopped(folder),
+        "lost": lambda: lost(folder),
+    }
+    cli.main(jobs[job])

@@ -1,0 +1,160 @@
+"""Processes side by side: the numbers of one, whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mfk.core import ranks
+from mfk.train import checkpoint
+
+JOBS = Path(__file__).with_name("rank_jobs.py")
+
+
+def launch(count: int, folder: Path, *words: str) -> list[tuple[int, str]]:
+    """Exit code and stderr of each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(JOBS), str(folder), *words],
+            env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    ends = [process.communicate(timeout=280)[1] for process in started]
+    return [(process.returncode, end) for process, end in zip(started, ends, strict=True)]
+
+
+def well(ends: list[tuple[int, str]]) -> None:
+    assert [code for code, _ in ends] == [0] * len(ends), ends
+
+
+def values(run: Path, step: int) -> dict[str, Any]:
+    saved = checkpoint.find(run, step)
+    return {
+        name: torch.from_numpy(x.copy()) for name, x in checkpoint._read(saved, list(saved.leaves)).items()
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_numbers_of_one_process_after_two_hundred_steps(tmp_path: Path, count: int) -> None:
+    """Clipping, skipped steps, averages, a carried state that the loss sees, 13 rows: none divides evenly."""
+    for n in (1, count):
+        well(launch(n, tmp_path, "stepped"))
+    for name in ("drawn", "parts", "shared"):
+        one, many = (torch.load(tmp_path / f"{name}{n}.pt") for n in (1, count))
+        for x, y in zip(one["state"], many["state"], strict=True):
+            assert torch.allclose(x, y, rtol=0, atol=1e-12)
+        assert one["metrics"].keys() == many["metrics"].keys()
+        for key, value in one["metrics"].items():
+            assert torch.allclose(value.double(), many["metrics"][key].double(), rtol=1e-11)
+    drawn, shared = (torch.load(tmp_path / f"{name}{count}.pt")["state"] for name in ("drawn", "shared"))
+    assert all(torch.allclose(x, y, rtol=0, atol=1e-12) for x, y in zip(drawn, shared, strict=True))
+
+
+def test_a_run_goes_on_with_other_ranks_and_shared_out(tmp_path: Path) -> None:
+    """Three ranks, one, two that share the model; short batches that leave ranks without rows."""
+    well(launch(1, tmp_path, "fitted", "one"))
+    well(launch(2, tmp_path, "fitted", "two"))
+    for name in ("config.yaml", "history.jsonl", "result.json"):
+        assert (tmp_path / "two" / name).is_file()
+    whole = values(tmp_path / "one", 12)
+    _near(values(tmp_path / "two", 12), whole)
+    history = [
+        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [record["step"] for record in history[0]] == [record["step"] for record in history[1]]
+    # Cut back to step 6, and made again by other processes.
+    for count, more in ((3, ()), (2, ("shard",)), (1, ())):
+        for folder in (tmp_path / "two" / "checkpoints").iterdir():
+            if int(folder.name) > 6:
+                (folder / "manifest.json").unlink()
+        well(launch(count, tmp_path, "fitted", "two", *more))
+        _near(values(tmp_path / "two", 12), whole)
+        assert checkpoint.find(tmp_path / "two", 12).leaves == checkpoint.find(tmp_path / "one", 12).leaves
+
+
+def _near(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert torch.allclose(found[name].double(), x.double(), rtol=1e-5, atol=1e-6), name
+
+
+def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
+    well(launch(3, tmp_path, "told"))
+    for rank in range(3):
+        found = torch.load(tmp_path / f"told{rank}.pt", weights_only=False)
+        assert found["sum"]["a"].tolist() == [6.0, 12.0] and int(found["sum"]["b"][0]) == 3
+        assert found["first"]["a"].tolist() == [1.0, 2.0] and found["first"]["n"] == 3
+        assert found["all"] == [ranks.Ranks(i, 3) for i in range(3)] and found["highest"] == 0
+        assert found["parts"][0].tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+        assert found["own"][0].tolist() == [3.0 * rank]
+        assert found["error"] == "rank 0 has no such file"
+        assert found["printed"] == (rank == 0)
+
+
+def test_alone_nothing_is_told() -> None:
+    assert ranks.current() == ranks.Ranks(0, 1)
+    x = {"a": torch.ones(2)}
+    assert ranks.add_up(x) is x and ranks.from_first(x) is x and ranks.highest(4) == 4
+    assert ranks.everyone("a") == ["a"] and ranks.first(lambda: 5) == 5
+
+
+def test_variables_that_no_torchrun_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE.*LOCAL_RANK, MASTER_ADDR, MASTER_PORT"), ranks.joined():
+        pass
+
+
+def test_a_state_that_is_handed_on_is_refused(tmp_path: Path) -> None:
+    for code, end in launch(2, tmp_path, "handed on"):
+        assert code == 2 and "leaf 'calls' of the carried state is handed on" in end
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    ends = launch(2, tmp_path, "stopped")
+    assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    assert checkpoint.find(tmp_path / "stopped").step == 8
+
+
+def test_a_rank_that_dies_ends_the_others_and_nothing_is_lost(tmp_path: Path) -> None:
+    ends = launch(2, tmp_path, "lost")
+    assert ends[1][0] == -signal.SIGKILL
+    assert ends[0][0] == 2 and "error: rank 0: another process of the run has ended" in ends[0][1], ends
+    assert checkpoint.find(tmp_path / "run").step == 6
+    well(launch(2, tmp_path, "fitted", "run"))
+    well(launch(2, tmp_path, "fitted", "whole"))
+    found, whole = (values(tmp_path / name, 12) for name in ("run", "whole"))
+    assert all(torch.equal(found[name], x) for name, x in whole.items())
+
+
+@pytest.mark.slow
+def test_deaths_of_ranks_at_seeded_moments_change_no_bit(tmp_path: Path) -> None:
+    """Twelve of them; `python tests/train/kill_ranks.py FOLDER 100` for a hundred."""
+    done = subprocess.run(
+        [sys.executable, str(JOBS.with_name("kill_ranks.py")), str(tmp_path), "12"],
+        capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    deaths = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(deaths) == 12 and sum(bool(death["killed"]) for death in deaths) >= 10
+    assert any(death["then"] != death["ranks"] for death in deaths)
+    assert any("write" in death["death"] and death["ranks"] > 1 for death in deaths)
