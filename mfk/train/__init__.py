@@ -1,6 +1,7 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
 from mfk.train.board import add_image
+from mfk.train.changes import check_settings, read_settings
 from mfk.train.checkpoint import (
     CheckpointError,
     Saved,
@@ -39,6 +40,7 @@ __all__ = [
     "add_image",
     "check_fit",
     "check_same_data",
+    "check_settings",
     "claim_run",
     "ensemble",
     "find",
@@ -54,6 +56,7 @@ __all__ = [
     "member_seed",
     "open_sink",
     "read_history",
+    "read_settings",
     "read_versions",
     "resolve_device",
     "run_of",
