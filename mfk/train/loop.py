@@ -16,7 +16,7 @@ from mfk.core import TraceError, tree
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
-from mfk.train.changes import changed_settings, changed_versions
+from mfk.train.changes import changed_settings, changed_versions, check_settings, fixed_settings
 from mfk.train.config import (
     TrainConfig,
     check_config,
@@ -33,6 +33,7 @@ from mfk.train.exports import write_exports
 from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
+from mfk.train.memory import memory_told
 from mfk.train.profile import profiled
 from mfk.train.state import TrainState, inference_params, init_state, keep_best
 from mfk.train.step import count_rows, make_train_step
@@ -105,7 +106,8 @@ def fit(
             message names step, metric and the last checkpoint.
         ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the
             loss is no pure function of tensors (`TraceError`; config.jit).
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or a worker that gathers batches died.
+        MemoryError: memory ran out; the message names settings to lower.
     """
     task = with_members(task, config.members)
     run = Path(run)
@@ -118,20 +120,22 @@ def fit(
     optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
+        stack.enter_context(memory_told(config, lambda: _last_good(folder)))
         changed: list[str] = []
         if resume:
             # Before anything of the run is read: another process may be writing it.
             if run.is_dir():
                 stack.enter_context(runs.locked(run))
-            if not runs.is_unsaved(run):
-                checkpoint.find(run)
             changed += changed_settings(run, record, fixed) + changed_versions(run, config.seed)
+            if not runs.is_unsaved(run):
+                check_settings(run, record)
         else:
             runs.refuse_run(run)
         check_fit(task, config, validation, None if resume else init_from)
         state = init_state(task, optimizer, config.seed, ema=config.ema_decay is not None, device=device)
         found = checkpoint.saved(folder) if resume else []
         begins = not found
+        kept = fixed_settings(record, fixed)
         best_metric = config.best_metric if validation else found[-1].best_metric if found else None
         if not begins:
             state = checkpoint.load(folder, state)
@@ -199,7 +203,9 @@ def fit(
         def save(state: TrainState, values: Mapping[str, float]) -> None:
             _check_params(state, folder)
             begun = time.perf_counter()
-            checkpoint.save(folder, state, values, keep_last=config.keep_last, best_metric=best_metric)
+            checkpoint.save(
+                folder, state, values, keep_last=config.keep_last, best_metric=best_metric, settings=kept
+            )
             sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
         signalled = stack.enter_context(interruptible())
