@@ -65,11 +65,12 @@ def gather_in_workers(
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
-        # An OSError, and so a user's: what kills a worker is a lack of memory, or a file that was cut.
-        raise ChildProcessError(
-            f"num_workers: a worker that gathers batches died or failed: {_reason(error)}. "
-            "Checkpoints are complete: --resume goes on; with --num-workers 0 there are none."
-        ) from error
+        raise worker_died(_reason(error)) from error
+
+
+def worker_died(reason: str) -> ChildProcessError:
+    """What to raise: an OSError, since what kills workers is a lack of memory, or a file that was cut."""
+    return ChildProcessError(f"num_workers: a worker that gathers batches died or failed: {reason}")
 
 
 def _reason(error: Exception) -> str:

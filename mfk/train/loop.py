@@ -30,10 +30,10 @@ from mfk.train.config import (
 from mfk.train.device import resolve_device
 from mfk.train.ensemble import with_members
 from mfk.train.exports import write_exports
+from mfk.train.faults import faults_told
 from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
 from mfk.train.log import open_sink
-from mfk.train.memory import memory_told
 from mfk.train.profile import profiled
 from mfk.train.state import TrainState, inference_params, init_state, keep_best
 from mfk.train.step import count_rows, make_train_step
@@ -120,7 +120,7 @@ def fit(
     optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
-        stack.enter_context(memory_told(config, lambda: _last_good(folder)))
+        stack.enter_context(faults_told(config, lambda: _last_good(folder)))
         changed: list[str] = []
         if resume:
             # Before anything of the run is read: another process may be writing it.

@@ -1,4 +1,4 @@
-"""What a training says when memory runs out: which settings to lower, and what is kept."""
+"""What a training says when the machine fails it: which settings help, and what is kept."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mfk.core.memory import is_out_of_memory
+from mfk.data.workers import worker_died
 from mfk.train.config import TrainConfig
 
 
 @contextmanager
-def memory_told(config: TrainConfig, kept: Callable[[], str]) -> Iterator[None]:
-    """For ``with``: memory that runs out is a MemoryError that names settings to lower, and what is kept.
+def faults_told(config: TrainConfig, kept: Callable[[], str]) -> Iterator[None]:
+    """For ``with``: what torch has for a lack of memory, or for a worker that died, in a user's words.
 
     Args:
         config: of the run.
         kept: says what of the run is safe, in a sentence.
+
+    Raises:
+        MemoryError: memory ran out; names settings to lower.
+        ChildProcessError: (an OSError) a worker that gathers batches died while something else was done.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            # DataLoader's handler of SIGCHLD raises wherever the training is at that moment.
+            raise worker_died(f"{error} {kept()}") from error
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no more was said"
