@@ -24,9 +24,12 @@ def faults_told(config: TrainConfig, kept: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except ChildProcessError:
+        raise
+    except (MemoryError, RuntimeError, OSError) as error:
         if "DataLoader worker" in str(error):
-            # DataLoader's handler of SIGCHLD raises wherever the training is at that moment.
+            # DataLoader's handler of SIGCHLD raises wherever the training is at that moment: in a step, or in
+            # the writing of a checkpoint, which then could not be written.
             raise worker_died(f"{error} {kept()}") from error
         if not is_out_of_memory(error):
             raise
