@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mfk import train
-from mfk.core import config, tree
+from mfk.core import tree
 from mfk.core.types import Batch, Model, Params
 from mfk.data import LoaderConfig
 from mfk.kinematics import Chain, RobotConfig, forward
@@ -111,7 +111,7 @@ def report(
 
 def settings_of(checkpoint: Path) -> IKRun:
     """The settings that a run was started with."""
-    return config.load_yaml(IKRun, train.run_of(checkpoint) / "config.yaml")
+    return train.read_settings(IKRun, checkpoint)
 
 
 def robot_of(settings: IKRun, run: Path | str | None) -> RobotConfig:

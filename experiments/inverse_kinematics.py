@@ -147,6 +147,8 @@ def run(name: str, settings: IKRun) -> None:
         fixed=("robot", "ik", "files", "loader.shuffle", "validation_poses"),
     )
     if result is not None:
+        if files is not None:
+            files.unchanged()
         rows = None if held_out is None else report_rows(settings, held_out)
         problems = held_out_problems(chain, settings, rows, settings.report_poses)
         seconds = f"{time.perf_counter() - started:.0f} s until the report"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk import train
-from mfk.core import config, tree
+from mfk.core import tree
 from mfk.core.types import Params, Task
 from mfk.data import LoaderConfig
 from mfk.tasks import irf, irf_data, irf_drawing, irf_measure, irf_report
@@ -63,7 +63,7 @@ def task_of(settings: IRFRun, ready: Ready) -> Task:
 
 def settings_of(checkpoint: Path) -> IRFRun:
     """The settings that a run was started with."""
-    return config.load_yaml(IRFRun, train.run_of(checkpoint) / "config.yaml")
+    return train.read_settings(IRFRun, checkpoint)
 
 
 def trained(settings: IRFRun, checkpoint: Path) -> tuple[IRFNets, Trained]:

@@ -135,6 +135,7 @@ def run(settings: MotionRun) -> None:
     )  # fmt: skip
     if result is None:
         return
+    ready.data.unchanged()
     try:
         report(settings, ready, result.run, result.run,
                {"this session": f"{time.perf_counter() - started:.0f} s until the report"})  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk import train
-from mfk.core import config, rng, tree
+from mfk.core import rng, tree
 from mfk.core.types import Params, Rows, Task, Tree
 from mfk.data import LoaderConfig, Segments, WindowConfig, read_windows
 from mfk.tasks import motion, motion_data, motion_export, motion_report
@@ -217,4 +217,4 @@ def export(settings: MotionRun, ready: Ready, checkpoint: Path, file: Path) -> N
 
 def settings_of(checkpoint: Path) -> MotionRun:
     """The settings that a run was started with."""
-    return config.load_yaml(MotionRun, train.run_of(checkpoint) / "config.yaml")
+    return train.read_settings(MotionRun, checkpoint)

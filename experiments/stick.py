@@ -120,6 +120,7 @@ def run(settings: StickRun) -> None:
     )
     if result is None:
         return
+    ready.data.unchanged()  # of the windows there are copies, of the report's clips there are none
     nets, found = trained(settings, result.run)
     seconds = f"{time.perf_counter() - started:.0f} s until the report"
     report(settings, ready.data, nets, found, result.run, {"this session": seconds})

@@ -15,7 +15,7 @@ import torch
 from places import told
 
 from mfk import train
-from mfk.core import config, tree
+from mfk.core import tree
 from mfk.core.types import Params, Task, Tree
 from mfk.data import LoaderConfig
 from mfk.data.stick import ACTIONS, FPS
@@ -95,7 +95,7 @@ def task_of(settings: StickRun, ready: Ready) -> Task:
 
 def settings_of(checkpoint: Path, flag: str = "--checkpoint") -> StickRun:
     """The settings that a run, given by `flag`, was started with."""
-    return config.load_yaml(StickRun, train.run_of(checkpoint, flag) / "config.yaml")
+    return train.read_settings(StickRun, checkpoint, flag)
 
 
 def trained(settings: StickRun, checkpoint: Path) -> tuple[StickNets, Trained]:

@@ -13,7 +13,7 @@ import numpy as np
 from tyro.conf import Fixed, Suppress
 
 from mfk import train
-from mfk.core import config, tree
+from mfk.core import tree
 from mfk.core.types import Task, Tree
 from mfk.data import LoaderConfig, generate_operators
 from mfk.data.categories import Categories
@@ -168,7 +168,7 @@ def check_same_categories(run: Path, ready: Ready) -> None:
 
 def settings_of(checkpoint: Path) -> VQVAERun:
     """The settings that a run was started with."""
-    return config.load_yaml(VQVAERun, train.run_of(checkpoint) / "config.yaml")
+    return train.read_settings(VQVAERun, checkpoint)
 
 
 def trained(checkpoint: Path) -> Trained:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, overload
 
 from mfk.core import ranks
 from mfk.core.config import field_types, load_yaml, to_dict
+from mfk.core.memory import is_out_of_memory
 from mfk.core.types import describe
 
 C = TypeVar("C")
@@ -157,7 +158,7 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
 
     Args:
         fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback, and Ctrl-C
-            ends it with exit code 130.
+            ends it with exit code 130. Memory that ran out is shown like them.
         more: further exceptions to show like `USER_ERRORS`.
     """
     try:
@@ -169,6 +170,11 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
         raise SystemExit(1) from None
     except (*USER_ERRORS, ranks.RankLost, *more) as error:
         _fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = "out of memory" in str(error)
+        _fail(error if told else MemoryError(f"out of memory: {error!r:.200}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

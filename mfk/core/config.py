@@ -112,6 +112,15 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_json(value: Any) -> Any:
+    """Plain data as JSON gives them back: tuples as lists; NaN and infinities, which it lacks, as text."""
+    if isinstance(value, Mapping):
+        return {name: as_json(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def refuse_unused(config: Any, used: bool, *names: str) -> None:
     """ValueError if, `used` being False, a field that then has no effect is not at its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def batches_of(
         ValueError: no rows, tensors that disagree on their number, an index out of range, a batch size below
             1, fewer than 0 workers, page-locked memory without CUDA, or data on a device where workers or
             page-locked memory need them in host memory.
-        RuntimeError: while iterating: a worker died.
+        ChildProcessError: (an OSError) while iterating: a worker died.
     """
     config = config or LoaderConfig()
     rows = _count_rows(data)
@@ -166,6 +166,36 @@ def batches_from(loader: Iterable[Batch], seed: int) -> Batches:
         return _epochs(loader, seed, step, per_epoch)
 
     return Batches(start, per_epoch)
+
+
+def watched(batches: Batches, unchanged: Callable[[], None]) -> Batches:
+    """Batches that are handed on only while `unchanged` raises nothing, before and after each is read.
+
+    With `mfk.core.files.watch`: no step sees rows of a file that was changed while they were read, or mapped,
+    from it; and few reads meet a file that was cut, which ends a process (SIGBUS).
+    """
+
+    def start(step: int) -> Iterator[Batch]:
+        return _each(batches.start(step), unchanged)
+
+    return Batches(start, batches.per_epoch)
+
+
+def _each(source: Iterator[Batch], unchanged: Callable[[], None]) -> Iterator[Batch]:
+    try:
+        while True:
+            unchanged()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            except Exception:
+                unchanged()  # it says more than what a reader, or a worker that died, makes of it
+                raise
+            unchanged()
+            yield batch
+    finally:
+        getattr(source, "close", lambda: None)()
 
 
 def _epochs(loader: Iterable[Batch], seed: int, step: int, per_epoch: int | None) -> Iterator[Batch]:

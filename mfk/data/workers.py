@@ -41,7 +41,7 @@ def gather_in_workers(
     """`gather` for each entry of `numbers`, in their order, by forked processes that share the data.
 
     They end with the iterator, or with this process, and not by a SIGINT, SIGHUP or SIGTERM from elsewhere:
-    those ask the training to stop, which it does after its step. RuntimeError if one of them dies.
+    those ask the training to stop, which it does after its step. ChildProcessError if one of them dies.
     """
     with warnings.catch_warnings():
         # The number is the user's, and forking is the one way to share data that nobody copies.
@@ -65,9 +65,12 @@ def gather_in_workers(
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
-        raise RuntimeError(
-            f"num_workers: a worker that gathers batches died or failed: {_reason(error)}"
-        ) from error
+        raise worker_died(_reason(error)) from error
+
+
+def worker_died(reason: str) -> ChildProcessError:
+    """What to raise: an OSError, since what kills workers is a lack of memory, or a file that was cut."""
+    return ChildProcessError(f"num_workers: a worker that gathers batches died or failed: {reason}")
 
 
 def _reason(error: Exception) -> str:

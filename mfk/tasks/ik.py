@@ -206,7 +206,8 @@ def validation_batches(
     batches = []
     for start in range(0, total, _VALIDATION_ROWS):
         index = range(start, min(start + _VALIDATION_ROWS, total))
-        given = {} if data is None else {name: x[index.start : index.stop] for name, x in data.items()}
+        # Copied: rows that are mapped from a file would change with it.
+        given = {name: x[index.start : index.stop].clone() for name, x in (data or {}).items()}
         batches.append(plain.draw(held_out, 0, Rows(index, total), {}, given))
     return batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mfk.core.config import refuse_unused
-from mfk.core.files import fingerprint
+from mfk.core.files import fingerprint, watch
 from mfk.core.types import Batch, Batches
 from mfk.data import IKRows, LoaderConfig, batches_of, read_ik, split_rows
+from mfk.data.loader import watched
 from mfk.kinematics import Chain, RobotConfig, frames
 
 
@@ -38,6 +40,7 @@ class IKFiles(NamedTuple):
     index: Tensor | None  # [n], int64: the rows to train on; None: all
     held_out: Batch  # rows that are not trained on
     notes: tuple[str, ...]  # what a user should know, one line each
+    unchanged: Callable[[], None]  # ValueError once a file that rows are mapped from is another
 
 
 def open_files(chain: Chain, robot: RobotConfig, config: IKFileConfig, seed: int) -> IKFiles | None:
@@ -52,6 +55,8 @@ def open_files(chain: Chain, robot: RobotConfig, config: IKFileConfig, seed: int
     if config.data is None:
         return None
     notes: list[str] = []
+    # The rows of .npz are in memory, where nothing changes them.
+    unchanged = watch(path for path in _paths(config) if path.suffix == ".pt")
 
     def read(path: Path) -> Batch:
         file = read_ik(path, chain, frames=lambda: frames(robot), end_times=config.end_times)
@@ -62,18 +67,19 @@ def open_files(chain: Chain, robot: RobotConfig, config: IKFileConfig, seed: int
     if config.validation_data is not None:
         held_out = read(config.validation_data)
         _refuse_shared(config, training, held_out)
-        return IKFiles(training, None, held_out, tuple(notes))
+        return IKFiles(training, None, held_out, tuple(notes), unchanged)
     try:
         index, rest = split_rows(len(training["q"]), config.validation_share, seed)
     except ValueError as error:
         raise ValueError(f"validation_share: {config.data}: {error}") from error
     held_out = {name: x[rest] for name, x in training.items()}
-    return IKFiles(training, index, held_out, tuple(notes))
+    return IKFiles(training, index, held_out, tuple(notes), unchanged)
 
 
 def file_batches(files: IKFiles, batch_size: int, seed: int, loader: LoaderConfig) -> Batches:
     """The training rows in batches, in an order that (seed, epoch) decides."""
-    return batches_of(files.training, batch_size, seed=seed, index=files.index, config=loader)
+    batches = batches_of(files.training, batch_size, seed=seed, index=files.index, config=loader)
+    return watched(batches, files.unchanged)
 
 
 def as_batch(rows: IKRows) -> Batch:
@@ -104,5 +110,8 @@ def _row_keys(batch: Batch) -> np.ndarray:
 
 def fingerprints(config: IKFileConfig) -> str:
     """A line for each configured file, its size and CRC-32, so that a resumed run can tell other data."""
-    paths = [path for path in (config.data, config.validation_data) if path is not None]
-    return "".join(f"{path}: {fingerprint(path)}\n" for path in paths)
+    return "".join(f"{path}: {fingerprint(path)}\n" for path in _paths(config))
+
+
+def _paths(config: IKFileConfig) -> list[Path]:
+    return [path for path in (config.data, config.validation_data) if path is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from mfk.core import rng
 from mfk.core.config import refuse_unused
-from mfk.core.files import fingerprint
+from mfk.core.files import fingerprint, watch
 from mfk.core.types import Batch, Batches, Params, Rows
 from mfk.data import (
     LoaderConfig,
@@ -24,6 +25,7 @@ from mfk.data import (
     robot_motion,
     split_segments,
 )
+from mfk.data.loader import watched
 from mfk.data.motion import MotionSource
 from mfk.data.motion_windows import Segments, Windows
 from mfk.kinematics import panda, ur10
@@ -61,6 +63,7 @@ class MotionData(NamedTuple):
     held_out: Segments
     test: Segments  # of the report: the split of its own, or the one held out
     labels: int  # numbers of a label; 0: none
+    unchanged: Callable[[], None] = watch(())  # ValueError once the file that is read from is another
 
 
 def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> MotionData:
@@ -71,6 +74,8 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
             the other; a setting without effect.
     """
     refuse_unused(data, data.data is None, "robot")
+    # JSON is in memory, where nothing changes it.
+    unchanged = watch([] if data.data is None or data.data.suffix == ".json" else [data.data])
     if data.data is None:
         source = robot_motion(panda() if data.robot == "panda" else ur10())
         refuse_unused(features, False, "space", "up")
@@ -97,7 +102,8 @@ def open_data(data: MotionDataConfig, features: FeatureConfig, seed: int) -> Mot
         whole = split_segments(source, None)
         chosen = np.isin(whole.clip, held_out_clips(len(info.clips), data.validation_share, seed))
         training, held_out = (Segments(*(x[rows] for x in whole)) for rows in (~chosen, chosen))
-    return MotionData(source, how, training, held_out, test or held_out, len(info.label_names or ()))
+    labels = len(info.label_names or ())
+    return MotionData(source, how, training, held_out, test or held_out, labels, unchanged)
 
 
 def training_batches(
@@ -110,7 +116,7 @@ def training_batches(
     loader: LoaderConfig,
 ) -> Batches:
     """The training windows in batches, in an order that (seed, epoch) decides."""
-    return motion_batches(
+    batches = motion_batches(
         data.source,
         data.training,
         horizon=horizon,
@@ -120,6 +126,7 @@ def training_batches(
         config=windows,
         loader=loader,
     )
+    return watched(batches, data.unchanged)
 
 
 def measure_scale(data: MotionData, horizon: int, base: Base = "linear") -> Params:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfk.core import rng
 from mfk.core.config import refuse_unused
-from mfk.core.files import fingerprint
+from mfk.core.files import fingerprint, watch
 from mfk.core.types import Batch, Params
 from mfk.data.stick import ACTIONS, ENVIRONMENTS, FPS, StickClip, stick_physics
 from mfk.data.stick_files import read_stick
@@ -72,6 +72,7 @@ class StickData(NamedTuple):
     validation: list[StickClip]
     test: list[StickClip]
     openings: list[StickClip]  # of the training clips, for generation to begin with
+    unchanged: Callable[[], None]  # ValueError once the file that clips are mapped from is another
 
 
 def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: bool) -> StickData:
@@ -82,6 +83,7 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
             without effect.
     """
     path = path_of(config)
+    unchanged = watch([] if path is None else [path])
     if path is None:
         refuse_unused(config, False, "held_out")
         if config.clips < 1:
@@ -106,7 +108,7 @@ def open_stick(config: StickDataConfig, seed: int, embedding_dim: int, camera: b
     # Parted before the actors are: those of one recording are not independent.
     training, validation, test = (single_actors(part) for part in _part(config, clips, seed, name))
     windows = windows_of(training, config.frames, camera, name)
-    return StickData(name, widths[0], windows, validation, test, training)
+    return StickData(name, widths[0], windows, validation, test, training, unchanged)
 
 
 def path_of(config: StickDataConfig) -> Path | None:

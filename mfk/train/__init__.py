@@ -1,6 +1,7 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
 from mfk.train.board import add_image
+from mfk.train.changes import check_settings, read_settings
 from mfk.train.checkpoint import (
     CheckpointError,
     Saved,
@@ -14,10 +15,11 @@ from mfk.train.checkpoint import (
 )
 from mfk.train.config import TrainConfig
 from mfk.train.device import resolve_device
+from mfk.train.divergence import TrainingDiverged
 from mfk.train.ensemble import ensemble, member_seed, with_members
 from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
-from mfk.train.loop import FitResult, TrainingDiverged, check_fit, fit
+from mfk.train.loop import FitResult, check_fit, fit
 from mfk.train.runs import DATA, check_same_data, claim_run, read_versions, run_of, versions, write_record
 from mfk.train.shards import Shards, shards_of
 from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state
@@ -41,6 +43,7 @@ __all__ = [
     "add_image",
     "check_fit",
     "check_same_data",
+    "check_settings",
     "claim_run",
     "ensemble",
     "find",
@@ -56,6 +59,7 @@ __all__ = [
     "member_seed",
     "open_sink",
     "read_history",
+    "read_settings",
     "read_versions",
     "resolve_device",
     "run_of",

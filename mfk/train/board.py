@@ -52,6 +52,9 @@ def open_board(folder: Path, start: int) -> Board:
         # The history has all of it: a disk that is full by now must not hide the error that says so.
         with suppress(OSError):
             writer.close()
+        # Which does not close the file where it cannot flush it.
+        with suppress(OSError):
+            writer._py_recordio_writer.close()
 
     return Board(log, close)
 

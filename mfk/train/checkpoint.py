@@ -3,7 +3,8 @@
 ``<folder>/00001200`` is one checkpoint. Orbax writes beside it and renames it into place; then a
 manifest is added, which names every leaf with its shape and dtype and every file with its size and
 CRC-32. A folder without a manifest is unfinished and is not listed, so that a killed process leaves
-either all of a checkpoint or none. The manifest is checked before orbax reads anything.
+either all of a checkpoint or none. The manifest is checked before orbax reads anything. It also keeps the
+settings that the parameters cannot do without, see `mfk.train.changes.check_settings`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import tree
+from mfk.core.config import as_json
 from mfk.core.files import write_atomically
 from mfk.core.types import Tree
 from mfk.train.arrays import read_arrays, write_arrays
@@ -29,6 +31,9 @@ from mfk.train.state import MemberBest, TrainState
 AnyTree = TypeVar("AnyTree")
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+
+FORMAT = 1
+"""Of the manifest. One without a number is older, and read as well; a higher number is refused."""
 
 _SAVING = ".orbax-checkpoint-tmp"
 _DELETING = ".deleted"
@@ -47,6 +52,7 @@ class Saved(NamedTuple):
     best_metric: str | None  # as given to `save`
     leaves: dict[str, dict[str, Any]]  # name -> shape, dtype
     files: dict[str, list[int]]  # path below `path` -> size [bytes], CRC-32
+    settings: dict[str, Any]  # as given to `save`; empty where none were
 
 
 def save(
@@ -56,6 +62,7 @@ def save(
     *,
     keep_last: int | None = 2,
     best_metric: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `state` under ``<folder>/<step>``, then delete what need not be kept.
 
@@ -67,6 +74,7 @@ def save(
         metrics: stored with the checkpoint.
         keep_last: >= 1; None keeps all.
         best_metric: a name in `metrics`, remembered as what "best" means here; None keeps the last ones only.
+        settings: plain data by dotted key, stored with the checkpoint.
 
     Returns:
         Path: the checkpoint's folder.
@@ -94,13 +102,14 @@ def save(
         write_arrays(path, arrays)
         manifest = {
             "step": state.step,
-            # JSON has no NaN or infinity: they travel as text.
-            "metrics": {k: v if math.isfinite(v) else str(v) for k, v in (metrics or {}).items()},
+            "metrics": as_json(metrics or {}),
+            "settings": as_json(settings or {}),
             "best_metric": best_metric,
             "leaves": leaves,
             "files": {name: _stamp(path / name) for name in _files(path)},
         }
-        write_atomically(path / MANIFEST, json.dumps({"crc": _seal(manifest), "manifest": manifest}))
+        sealed = {"format": FORMAT, "crc": _seal(manifest), "manifest": manifest}
+        write_atomically(path / MANIFEST, json.dumps(sealed))
     except Exception as error:
         raise OSError(
             f"{path}: could not write the checkpoint ({_first_line(error)}). "
@@ -305,12 +314,29 @@ def _from_numpy(array: np.ndarray, like: Any) -> Any:
 def _manifest(path: Path) -> Saved:
     try:
         sealed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        written_as = int(sealed.get("format", 0))
+        if written_as > FORMAT:
+            # Before anything else is asked of it: what follows may be laid out in another way.
+            raise CheckpointError(
+                f"{path}: was written by a newer mfk: its manifest has format {written_as}, and this one "
+                f"reads up to {FORMAT}. Use that version of mfk; the checkpoint is left as it is."
+            )
         record = sealed["manifest"]
         if sealed["crc"] != _seal(record):
             raise ValueError("is not what was written")
         metrics = {name: float(value) for name, value in record["metrics"].items()}
         best = record["best_metric"]
-        return Saved(int(record["step"]), path, metrics, best, dict(record["leaves"]), dict(record["files"]))
+        return Saved(
+            int(record["step"]),
+            path,
+            metrics,
+            best,
+            dict(record["leaves"]),
+            dict(record["files"]),
+            dict(record.get("settings", {})),
+        )
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"{MANIFEST}: {_first_line(error)}") from error
 

@@ -16,6 +16,7 @@ from mfk.train import restarts
 from mfk.train.config import TrainConfig, in_steps
 from mfk.train.device import resolve_device
 from mfk.train.estimate import describe_run
+from mfk.train.faults import faults_told
 from mfk.train.loop import FitResult, check_fit, fit
 from mfk.train.runs import CONFIG, claim_run
 
@@ -85,7 +86,8 @@ def launch(
     if batches is not None and not isinstance(batches, Batches):
         batches = batches_from(batches, settings.train.seed)
     plan = in_steps(settings.train, None if batches is None else batches.per_epoch)
-    check_fit(task, settings.train, validation, None if run.resume is not None else run.init_from)
+    with faults_told(settings.train, lambda: "Nothing was written."):
+        check_fit(task, settings.train, validation, None if run.resume is not None else run.init_from)
     if settings.train.steps_per_epoch not in (None, plan.steps_per_epoch):
         print(f"# note: an epoch of these data has {plan.steps_per_epoch} steps; steps_per_epoch is not used")
     if run.dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from mfk.core import TraceError, ranks, tree
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
-from mfk.train.changes import changed_settings, changed_versions
+from mfk.train.changes import changed_settings, changed_versions, check_settings, fixed_settings
 from mfk.train.config import (
     TrainConfig,
     check_config,
@@ -29,8 +28,10 @@ from mfk.train.config import (
     with_few_members,
 )
 from mfk.train.device import resolve_device
+from mfk.train.divergence import check_guard, check_params, last_good
 from mfk.train.ensemble import with_members
 from mfk.train.exports import write_exports
+from mfk.train.faults import faults_told
 from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
 from mfk.train.log import Sink, open_sink, silent_sink
@@ -50,10 +51,6 @@ class FitResult(NamedTuple):
     best_step: int  # step of the best validation; -1 without one
     best: float  # its value
     run: Path  # holds checkpoints/, logs/, history.jsonl, config.yaml, versions.json, result.json
-
-
-class TrainingDiverged(RuntimeError):
-    """The run was stopped because its steps, or its parameters, were no longer finite."""
 
 
 def fit(
@@ -107,7 +104,8 @@ def fit(
             message names step, metric and the last checkpoint.
         ValueError: a setting is out of range, `batches` ended early, evaluate lacks the metric, or the
             loss is no pure function of tensors (`TraceError`; config.jit).
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or a worker that gathers batches died.
+        MemoryError: memory ran out; the message names settings to lower.
     """
     task = with_members(task, config.members)
     run = Path(run)
@@ -120,6 +118,7 @@ def fit(
     optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
+        stack.enter_context(faults_told(config, lambda: last_good(folder)))
         changed: list[str] = []
 
         # Rank 0 alone reads and writes the run's folder; the others are told.
@@ -129,9 +128,9 @@ def fit(
                 # Before anything of the run is read: another process may be writing it.
                 if run.is_dir():
                     stack.enter_context(runs.locked(run))
-                if not runs.is_unsaved(run):
-                    checkpoint.find(run)
                 changed.extend(changed_settings(run, record, fixed) + changed_versions(run, config.seed))
+                if not runs.is_unsaved(run):
+                    check_settings(run, record)
             else:
                 runs.refuse_run(run)
             found = checkpoint.saved(folder) if resume else []
@@ -149,6 +148,7 @@ def fit(
             split=None if shards is None else shards.split,
         )
         begins = known is None
+        kept = fixed_settings(record, fixed)
         best_metric = config.best_metric if validation else known or None
         if not begins:
             state = _from_disk(state, partial(checkpoint.load, folder), shards)
@@ -217,7 +217,7 @@ def fit(
         )
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
-            _check_params(state, folder)
+            check_params(state, folder)
             begun = time.perf_counter()
             whole = state
             if shards is not None:
@@ -235,10 +235,12 @@ def fit(
             return state._replace(guard=guard), values
 
         def save(state: TrainState, values: Mapping[str, float]) -> None:
-            _check_params(state, folder)
+            check_params(state, folder)
             begun = time.perf_counter()
-            write = partial(checkpoint.save, keep_last=config.keep_last, best_metric=best_metric)
             whole = state if shards is None else gather_state(shards, state)
+            write = partial(
+                checkpoint.save, keep_last=config.keep_last, best_metric=best_metric, settings=kept
+            )
             ranks.first(lambda: write(folder, whole, values))
             sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
@@ -274,7 +276,7 @@ def fit(
                     figures["train/samples_per_second"] = rows / (time.perf_counter() - clock)
                     sink.log(state.step, figures)
                     clock, rows = time.perf_counter(), 0
-                _check_guard(state, figures, config.max_consecutive_skips, folder)
+                check_guard(state, figures, config.max_consecutive_skips, folder)
             if config.log_every_epochs is not None:
                 epoch = add_metrics(epoch, metrics)
                 if is_due(state.step, None, config.log_every_epochs, plan.steps_per_epoch):
@@ -408,34 +410,3 @@ def _result(state: TrainState, early: bool, best_metric: str | None) -> dict[str
         result["member_best_step"] = state.best.step.tolist()
         result["member_skipped_steps"] = state.guard.skipped.tolist()
     return result
-
-
-def _check_guard(state: TrainState, figures: Mapping[str, float], limit: int, folder: Path) -> None:
-    # Of an ensemble: a member that diverged stands still, and the run ends with the last one.
-    skipped = int(state.guard.worst.min())
-    if skipped >= limit:
-        names = [name for name, value in figures.items() if not math.isfinite(value)] or ["loss or gradient"]
-        raise TrainingDiverged(
-            f"step {state.step}: {', '.join(names)} not finite, {skipped} steps in a row were skipped. "
-            f"{_last_good(folder)} Lower the learning rate, or look for bad values in the data."
-        )
-
-
-def _check_params(state: TrainState, folder: Path) -> None:
-    if state.best is not None:
-        finite = [x.reshape(len(x), -1).isfinite().all(-1) for x in tree.leaves((state.params, state.ema))]
-        if bool(torch.stack(finite).all(0).any()):
-            return
-    elif not ranks.highest(int(not bool(tree.all_finite((state.params, state.ema))))):
-        return
-    leaves = tree.named_leaves((state.params, state.ema))
-    bad = [name for name, x in leaves if not bool(torch.isfinite(x).all())]
-    raise TrainingDiverged(
-        f"step {state.step}: parameters {bad[:4]} are not finite. {_last_good(folder)} "
-        "Lower the learning rate."
-    )
-
-
-def _last_good(folder: Path) -> str:
-    listed = checkpoint.saved(folder)
-    return f"Last good checkpoint: {listed[-1].path}." if listed else "There is no checkpoint yet."

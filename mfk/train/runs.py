@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from mfk.core.config import as_json
 from mfk.core.files import write_atomically
 from mfk.train.checkpoint import FOLDER as CHECKPOINTS
 from mfk.train.checkpoint import saved
@@ -192,14 +192,7 @@ def read_versions(run: Path) -> dict[str, Any]:
 
 def write_result(run: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, which says that the run is over, and how it ended; NaN and infinities as text."""
-
-    def strict(value: Any) -> Any:
-        if isinstance(value, list):
-            return [strict(x) for x in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    plain = {name: strict(value) for name, value in result.items()}
-    write_atomically(run / RESULT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    write_atomically(run / RESULT, json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
 
 
 def versions(seed: int) -> dict[str, Any]:

@@ -136,6 +136,24 @@ def test_mistakes_are_told_before_a_training(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_file_that_changes_before_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training has copies of its windows; the report's clips are the file's own."""
+    file = clips_file(Path("a.pt"))
+    launch = train.launch
+
+    def launched(*arguments, **options):
+        result = launch(*arguments, **options)
+        clips_file(file, actions=["wave"])
+        return result
+
+    monkeypatch.setattr(train, "launch", launched)
+    told = refuse(capsys, *TINY, *SILENT, "--data", "a.pt", "--out", "run")
+    assert told.startswith("error: a.pt: changed while it was in use")
+    assert train.find("run").step == 6 and not Path("run/report.json").exists()
+
+
 def test_embeddings_of_another_width_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     made = generate_stick(10, seed=0, frames=60)
     write_stick("a.pt", [clip._replace(embedding=torch.ones(64)) for clip in made])
