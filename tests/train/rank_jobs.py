@@ -37,11 +37,12 @@ def following(dtype: torch.dtype = torch.float32) -> Task:
         return plain.init(seed)[0], {"mean": torch.zeros((), dtype=dtype)}
 
     def loss(params: Any, state: Any, batch: Any, teacher: Any) -> tuple[Tensor, Tensor, Aux]:
-        total, weight, aux = plain.loss(params, {"calls": weightless(dtype)}, batch, teacher)
+        total, count, aux = plain.loss(params, {"calls": torch.zeros((), dtype=dtype)}, batch, teacher)
+        weight = count.to(dtype)
         # So that what is carried decides about the next gradient, and the average of the parameters too.
         near = sum((p - q).square().sum() for p, q in zip(params.values(), teacher.values(), strict=True))
         total = total * (1 + state["mean"].square()) + 0.1 * weight * near
-        sums = {"total": (batch["y"][:, 0] * batch["mask"]).sum(), "count": weight.to(dtype)}
+        sums = {"total": (batch["y"][:, 0] * batch["mask"]).sum(), "count": weight}
         return total, weight, Aux(sums, aux.metrics)
 
     def update(state: Any, sums: Any, weight: Tensor) -> tuple[Any, Any]:
@@ -49,10 +50,6 @@ def following(dtype: torch.dtype = torch.float32) -> Task:
         return {"mean": mean}, {"moved": (mean - state["mean"]).abs()}
 
     return plain._replace(init=init, loss=loss, update=update)
-
-
-def weightless(dtype: torch.dtype) -> Tensor:
-    return torch.zeros((), dtype=dtype)
 
 
 def data() -> Any:
