@@ -92,7 +92,12 @@ def _footer(path: Path) -> pq.FileMetaData:
 def _group(path: Path, footer: pq.FileMetaData, group: int, names: list[str]) -> pa.Table:
     # Opened for each read: what is shared between processes then has no position in a file.
     with pq.ParquetFile(path, metadata=footer) as file:
-        return file.read_row_group(group, columns=names, use_threads=False)
+        table = file.read_row_group(group, columns=names, use_threads=False)
+    if table.num_rows != (rows := footer.row_group(group).num_rows):
+        raise ValueError(
+            f"{path}: row group {group}: expected {rows} rows, as the footer says, got {table.num_rows}"
+        )
+    return table
 
 
 def _check_schema(path: Path, schema: pa.Schema, flags: tuple[str, ...]) -> None:
