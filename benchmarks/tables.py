@@ -326,6 +326,23 @@ def ik_track(results: Results) -> list[str]:
 
 PEERS = ("roboticstoolbox-python", "pytorch-kinematics", "pin")
 
+
+def fuzz(results: Results) -> list[str]:
+    """One row for each reader."""
+    versions = results["versions"]
+    used = [f"{name} {versions[name]}" for name in ("hypothesis", "h5py", "pyarrow", "zarr", "PyYAML")]
+    rows = [
+        [
+            r["reader"], f"{r['inputs']:,}", f"{r['results']:,}", f"{sum(r['errors'].values()):,}",
+            f"{r['found']:,}", f"{r['slowest_s']:.2f}",
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    heads = ["reader", "inputs", "correct results", "own errors", "others", "slowest, s"]
+    lines = [machine(versions), f"Seed {results['seed']}; {', '.join(used)}.", ""]
+    return [*lines, *table(heads, rows, left=1), "", *claims(results["checks"])]
+
+
 TABLES: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
@@ -354,6 +371,7 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         vqvae_blocks,
         vqvae_mfeat,
         vqvae_peers,
+        fuzz,
     )
 }
 

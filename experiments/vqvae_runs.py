@@ -188,13 +188,23 @@ def _read(file: Path) -> tuple[vqvae_preparation.Preparation, Categories, int]:
     try:
         kept = json.loads(file.read_bytes())
         names, rows = [str(name) for name in kept["categories"]], int(kept["rows"])
-        found = vqvae_categories.given(np.array(kept["assignment"], np.int64), names)
+        assignment = kept["assignment"]
+        if not all(type(number) is int and 0 <= number < len(names) for number in assignment):
+            raise ValueError(f"assignment: expected numbers of {len(names)} categories")
+        found = vqvae_categories.given(np.array(assignment, np.int64), names)
         text = json.dumps(kept["prepared"])
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: a tokenizer's run has this file, and it is not there") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: expected what a run writes there, got another text ({error!r})") from None
-    return vqvae_preparation.from_json(text, str(file)), found, rows
+    prepared = vqvae_preparation.from_json(text, str(file))
+    count = len(vqvae_preparation.feature_names(prepared))
+    if found.assignment.shape != (count,) or rows < 1:
+        raise ValueError(
+            f"{file}: expected a category for each of {count} features, and rows, "
+            f"got {found.assignment.shape} and {rows}"
+        )
+    return prepared, found, rows
 
 
 def report(

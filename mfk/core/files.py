@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -63,6 +65,33 @@ def _lives(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def read_text(path: Path) -> str:
+    """A file's text, in UTF-8.
+
+    Raises:
+        FileNotFoundError, OSError: it cannot be read. ValueError: other bytes; names the file.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path}: expected text in UTF-8, got byte {byte:#04x} in it") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError, OSError: it cannot be read. ValueError: it is not JSON, is nested too deeply, or
+            has a number of thousands of digits; names the file.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from None
 
 
 def fingerprint(path: Path) -> str:

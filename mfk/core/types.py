@@ -104,14 +104,18 @@ class Optimizer(NamedTuple):
     update: Callable[..., tuple[Tree, Tree]]
 
 
-def describe(value: object) -> str:
-    """One short phrase for an error message: shape and dtype of a tensor, a value cut to one line."""
+def describe(value: object, depth: int = 3) -> str:
+    """One short phrase for an error message: shape and dtype of a tensor, a value cut to one line.
+
+    Of lists in lists it says the first, `depth` times.
+    """
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {sorted(map(str, value))[:8]}"
-    if isinstance(value, list | tuple) and any(isinstance(x, torch.Tensor | list | tuple) for x in value):
-        return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0])}"
+    if isinstance(value, list | tuple) and depth:
+        if any(isinstance(x, torch.Tensor | list | tuple) for x in value):
+            return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0], depth - 1)}"
     try:
         shown = " ".join(_SHORT.repr(value).split())
     except Exception:  # a __repr__ of the caller's may raise anything; the message at hand matters more

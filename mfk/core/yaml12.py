@@ -15,6 +15,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 _TAG = "tag:yaml.org,2002:"
+_DIGITS = 400  # what is longer is no setting; Python writes no number of thousands of digits
 
 
 def loads(text: str, source: str) -> Any:
@@ -72,6 +73,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _integer(loader: Any, node: Any) -> int:
+    if len(node.value) > _DIGITS:
+        problem = f"expected an integer of at most {_DIGITS} digits, got {len(node.value)}"
+        raise ConstructorError(None, None, problem, node.start_mark)
     return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
 
 

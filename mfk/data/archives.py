@@ -74,6 +74,8 @@ def attempt(where: object, read: Callable[..., Any], *arguments: Any) -> Any:
             warnings.simplefilter("ignore")
             return read(*arguments)
     except Exception as error:  # what a forged or cut file makes of the reader can be anything
+        if type(error) is ValueError and str(error).startswith(f"{where}: "):
+            raise  # it says what is wrong already
         raise damaged(where, error) from None
 
 

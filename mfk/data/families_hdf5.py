@@ -11,7 +11,6 @@ Features are float32 in compressed chunks of rows. The attributes of features/<f
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from mfk.data.archives import attempt
 from mfk.data.family_rows import BLOCK, as_float32, check_shape, numbered, registry_names, registry_text
+from mfk.data.hdf5_files import check_within, member, names_in
 
 COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4}
 """How the layout compresses, for ``create_dataset``."""
@@ -28,34 +28,29 @@ COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4}
 CHUNK = 100
 """Rows in a chunk."""
 
-_SURELY_FINE, _RATIO = 2**28, 1000  # bytes that any file may hold; beyond, times its size: gzip does no more
-
 
 def read_hdf5(
     path: Path, wanted: Sequence[str] | None, limit: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """Arrays and names by family; see `mfk.data.families.open_families`."""
     with attempt(path, h5py.File, path, "r") as file:
-        groups = file.get("features")
+        groups = member(path, file, "features")
         if not isinstance(groups, h5py.Group):
-            raise ValueError(f"{path}: expected a group /features, got {', '.join(file) or 'nothing'}")
+            raise ValueError(f"{path}: expected a group /features, got {_listed(path, file) or 'nothing'}")
         arrays, names = {}, {}
-        for family in tuple(map(str, groups)) if wanted is None else wanted:
-            if family not in groups:
-                raise ValueError(f"{path}: there is no family {family!r}; it has {', '.join(groups)}")
-            data = _dataset(path, groups, family)
+        there = names_in(path, groups)
+        for family in there if wanted is None else wanted:
+            if family not in there:
+                raise ValueError(f"{path}: there is no family {family!r}; it has {', '.join(there)}")
+            group = member(path, groups, family)
+            data = _dataset(path, group, family)
             where = f"{path}: {data.name}"
             check_shape(where, data.shape, data.dtype)
-            # Rows that were never written take no room in a file, and a small file can speak of any number.
-            needed = 4 * math.prod(data.shape) // len(data) * min(len(data), limit or len(data))
-            if needed > max(_SURELY_FINE, _RATIO * path.stat().st_size):
-                raise ValueError(
-                    f"{where}: refused: {needed} bytes of numbers in a file that is too small for them"
-                )
+            check_within(path, data, limit)
             arrays[family] = _stream(where, data, limit)
             found = None
-            if "feature_registry" in groups[family].attrs:
-                text = attempt(where, groups[family].attrs.__getitem__, "feature_registry")
+            if attempt(where, group.attrs.__contains__, "feature_registry"):
+                text = attempt(where, group.attrs.__getitem__, "feature_registry")
                 found = registry_names(f"{path}: /features/{family}", text, data.shape[-1])
             names[family] = found or numbered(family, data.shape[-1])
     return arrays, names
@@ -102,16 +97,19 @@ def add_array(group: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Data
     return group.create_dataset(name, shape, "<f4", chunks=chunks, **COMPRESSED)
 
 
-def _dataset(path: Path, groups: h5py.Group, family: str) -> h5py.Dataset:
-    group = groups.get(family)  # None of a link that leads nowhere
+def _dataset(path: Path, group: Any, family: str) -> h5py.Dataset:
     for place in ("aggregated/features", "features"):
-        found = group.get(place) if isinstance(group, h5py.Group) else None
+        found = member(path, group, place)
         if isinstance(found, h5py.Dataset) and found.shape is not None:
             return found
     raise ValueError(
         f"{path}: /features/{family}: expected a dataset aggregated/features [N, D] or features [N, T, D], "
-        f"got {', '.join(group) if isinstance(group, h5py.Group) else type(group).__name__}"
+        f"got {_listed(path, group) if isinstance(group, h5py.Group) else type(group).__name__}"
     )
+
+
+def _listed(path: Path, group: Any) -> str:
+    return ", ".join(names_in(path, group))
 
 
 def _stream(where: str, data: h5py.Dataset, limit: int | None) -> np.ndarray:

@@ -83,7 +83,7 @@ def registry_names(where: str, text: object, count: int) -> tuple[str, ...] | No
         text = text.decode(errors="replace")
     try:
         registry: Any = json.loads(text) if isinstance(text, str) else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: feature_registry: expected JSON, got {error}") from None
     sound = isinstance(registry, dict) and all(isinstance(each, dict) for each in registry.values())
     groups: dict[str, dict[str, Any]] = registry if sound else {}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mfk.core.files import write_atomically
+from mfk.core.files import read_json, write_atomically
 from mfk.core.types import describe
 from mfk.data.irf_layout import PERIODS, chunk_files, sync_file
 from mfk.data.resumable import sync_folder
@@ -81,9 +81,9 @@ def block_found(block: Block) -> bool:
     again = f"To begin again, delete the folder {block.work}."
     paths = list(chunk_files(block.work / DATA / block.world.name, block.number))
     try:
-        sizes = json.loads(mark.read_bytes())
+        sizes = read_json(mark)
     except ValueError as error:
-        raise ValueError(f"{mark}: is not JSON: {error}. {again}") from None
+        raise ValueError(f"{error}. {again}") from None
     if not isinstance(sizes, list) or len(sizes) != len(paths):
         raise ValueError(f"{mark}: expected the sizes of {len(paths)} files, got {describe(sizes)}. {again}")
     for path, size in zip(paths, sizes, strict=True):

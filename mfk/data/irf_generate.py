@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mfk.core.files import write_atomically
+from mfk.core.files import read_json, write_atomically
 from mfk.core.types import describe
 from mfk.data.irf_blocks import DATA, DONE, Block, block_found, make_block
 from mfk.data.irf_layout import NO_DATE, describe_data_set, lay_out_arrays
@@ -163,12 +163,12 @@ def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, An
         write_atomically(path, json.dumps(record, indent=1) + "\n")
         return record
     try:
-        kept = json.loads(path.read_bytes())
-        settings = kept["settings"]
+        kept = read_json(path)
+        settings = kept.get("settings") if isinstance(kept, dict) else None
         if not (isinstance(settings, dict) and kept.keys() == record.keys()):
-            raise ValueError(f"expected {', '.join(record)}, got {describe(kept)}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {error}. To begin again, delete the folder {work}.") from None
+            raise ValueError(f"{path}: expected {', '.join(record)}, got {describe(kept)}")
+    except ValueError as error:
+        raise ValueError(f"{error}. To begin again, delete the folder {work}.") from None
     ours = record["settings"]
     changed = [name for name in {**settings, **ours} if settings.get(name) != ours.get(name)]
     if os.path.lexists(root) and (changed or (work / DATA).exists()):

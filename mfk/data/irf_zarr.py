@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mfk.core import files
 from mfk.core.types import describe
 from mfk.data.irf_splits import SPLITS
+
+_SURELY_FINE, _RATIO = 2**28, 1000  # bytes that any array may hold; beyond, times its size on the disk
+_CODECS = (
+    "bytes", "transpose", "blosc", "zstd", "gzip", "zlib", "bz2", "lzma", "lz4", "shuffle", "delta", "crc32",
+    "crc32c", "adler32", "fletcher32", "sharding_indexed",
+)  # fmt: skip
 
 
 class WorldFiles(NamedTuple):
@@ -67,6 +74,11 @@ def open_array(path: Path, dimensions: int) -> Any:
         array = zarr.open_array(path, mode="r")
     except Exception as error:  # zarr and its codecs raise of every kind
         raise ValueError(f"{path}: cannot be read as a Zarr array: {_reason(error)}") from error
+    # Before anything of it is decoded: one of numcodecs' codecs is pickle.
+    if strange := [name for name in _codecs(array) if name not in _CODECS]:
+        raise ValueError(
+            f"{path}: refused: expected a codec among {', '.join(_CODECS)}, got {strange[0]!r:.80}"
+        )
     if array.ndim != dimensions or 0 in array.shape:
         raise ValueError(f"{path}: expected {dimensions} axes, none of them empty, got {array.shape}")
     if array.shards is not None:
@@ -74,7 +86,23 @@ def open_array(path: Path, dimensions: int) -> Any:
         raise ValueError(f"{path}: expected chunks in a file each, got shards of {array.shards}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{path}: expected float32 or float64, got {array.dtype}")
+    # Chunks that were never written take no room, and a short file can speak of any number of samples.
+    claimed = array.dtype.itemsize * max(math.prod(array.shape), math.prod(array.chunks))
+    if claimed > _SURELY_FINE:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if claimed > _RATIO * size:
+            raise ValueError(
+                f"{path}: refused: {claimed} bytes of numbers in an array of {size} bytes on the disk"
+            )
     return array
+
+
+def _codecs(array: Any) -> list[str]:
+    """The names of an array's codecs, of Zarr 2 as of Zarr 3."""
+    if array.metadata.zarr_format == 2:
+        found = [*(array.metadata.filters or ()), *filter(None, (array.metadata.compressor,))]
+        return [str(getattr(codec, "codec_id", type(codec).__name__)) for codec in found]
+    return [codec.to_dict()["name"] for codec in array.metadata.codecs]
 
 
 def read_split(path: Path, split: str, samples: int) -> np.ndarray:
@@ -130,10 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from None
+    data = files.read_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object, got {describe(data)}")
     return data

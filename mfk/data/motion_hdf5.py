@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from mfk.data.archives import attempt
+from mfk.data.hdf5_files import check_within, member, names_in
 from mfk.data.motion import MotionInfo, MotionRows, MotionSource
 from mfk.data.motion_info import POSE, Columns, Given, load_json, parse_info
 from mfk.data.motion_rows import Shape, check_rows, from_file, rows_per_piece, shape_of, to_file
 
 _NUMBERS = ("frames", "velocities", "labels")
 _JSON = ("bone_names", "metadata", "label_names", "seq_labels")
+_SPLITS = "splits/"
 _CHUNKS = 8  # in a piece: a chunk is what the smallest read takes
 
 
@@ -38,15 +40,17 @@ class _File(NamedTuple):
 def open_hdf5(path: Path, given: Given) -> MotionSource:
     """See `mfk.data.motion_files.open_motion`."""
     with attempt(path, h5py.File, path, "r") as file:
-        flags = _check_datasets(path, file)
+        arrays = _arrays(path, file)
+        flags = tuple(name.removeprefix(_SPLITS) for name in arrays if name.startswith(_SPLITS))
         said: dict[str, Any] = {}
-        for key in file.attrs:
+        for key in attempt(path, tuple, file.attrs):
             value = attempt(f"{path}: attribute {key}", file.attrs.__getitem__, key)
             said[key] = load_json(f"{path}: attribute {key}", value) if key in _JSON else value
         if isinstance(said.get("fps"), np.number):
             said["fps"] = said["fps"].item()
-        rows, width = file["frames"].shape
-        columns = Columns("velocities" in file, file["labels"].shape[1] if "labels" in file else None, flags)
+        rows, width = arrays["frames"].shape
+        labels = arrays["labels"].shape[1] if "labels" in arrays else None
+        columns = Columns("velocities" in arrays, labels, flags)
     info = parse_info(path, said, rows, path.stem, columns, given)
     shape = shape_of(info, columns.velocities)
     if width != POSE * len(shape.bone_names):
@@ -91,28 +95,33 @@ def write_hdf5(
             first = end
 
 
-def _check_datasets(path: Path, file: h5py.File) -> tuple[str, ...]:
-    """The names of the splits, once everything in the file is of the right kind."""
-    flags = file.get("splits")
-    if "frames" not in file:
-        raise ValueError(f"{path}: expected a dataset /frames, got {', '.join(file) or 'nothing'}")
-    if other := [name for name in file if name not in (*_NUMBERS, "splits")]:
+def _arrays(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The arrays by name, those of splits as splits/NAME, once everything is of the right kind."""
+    there = names_in(path, file)
+    if "frames" not in there:
+        raise ValueError(f"{path}: expected a dataset /frames, got {', '.join(there) or 'nothing'}")
+    if other := [name for name in there if name not in (*_NUMBERS, "splits")]:
         known = "/frames, /velocities, /labels and /splits"
         raise ValueError(f"{path}: unknown dataset or group /{other[0]}; the known ones are {known}")
+    flags = member(path, file, "splits")
     if flags is not None and not isinstance(flags, h5py.Group):
         raise ValueError(f"{path}: /splits: expected a group, got {type(flags).__name__}")
-    names = () if flags is None else tuple(flags)
+    names = () if flags is None else names_in(path, flags)
+    found: dict[str, h5py.Dataset] = {}
     rows = None
-    for name in (*(each for each in _NUMBERS if each in file), *(f"splits/{each}" for each in names)):
-        data, axes = file[name], 2 if name in _NUMBERS else 1
+    for name in (*(each for each in _NUMBERS if each in there), *(_SPLITS + each for each in names)):
+        data, axes = member(path, file, name), 2 if name in _NUMBERS else 1
         wanted = f"float32 numbers [{rows or 'rows'}, width]" if axes == 2 else f"bool [{rows}]"
         if not isinstance(data, h5py.Dataset) or data.shape is None:
             raise ValueError(f"{path}: /{name}: expected {wanted}, got no array")
-        right = data.dtype.newbyteorder("=") == (np.float32 if axes == 2 else np.bool_)
+        dtype = attempt(path, lambda data=data: data.dtype)
+        right = dtype.newbyteorder("=") == (np.float32 if axes == 2 else np.bool_)
         if not right or data.ndim != axes or (rows is not None and len(data) != rows):
-            raise ValueError(f"{path}: /{name}: expected {wanted}, got {data.dtype} {list(data.shape)}")
+            raise ValueError(f"{path}: /{name}: expected {wanted}, got {dtype} {list(data.shape)}")
+        check_within(path, data)
         rows = len(data)
-    return names
+        found[name] = data
+    return found
 
 
 def _split(file: _File, name: str) -> Tensor:

@@ -67,7 +67,11 @@ def parse_info(
                 f"{path}: expected the key {key!r} in what the file says of itself, got {_keys(said)}"
             )
     fps = said["fps"]
-    if type(fps) not in (int, float) or not (math.isfinite(fps) and fps > 0):
+    try:
+        rate = float(fps) if type(fps) in (int, float) else math.nan
+    except OverflowError:
+        rate = math.inf
+    if not (math.isfinite(rate) and rate > 0):
         _refuse(path, "fps", "a positive number", fps)
     if rows < 1:
         raise ValueError(f"{path}: expected at least one row, got none")
@@ -96,7 +100,7 @@ def parse_info(
     clips, others = _clips(path, metadata.get("clips"), said.get("seq_labels"), rows, stem)
     others |= {key: value for key, value in metadata.items() if key not in _OURS}
     labels = _label_names(path, said.get("label_names"), columns.labels)
-    return MotionInfo(float(fps), skeleton, clips, labels, columns.splits, others)
+    return MotionInfo(rate, skeleton, clips, labels, columns.splits, others)
 
 
 def describe_info(info: MotionInfo, velocities: bool) -> dict[str, Any]:

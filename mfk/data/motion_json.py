@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfk.core.files import read_json
 from mfk.core.types import describe
 from mfk.data.motion import MotionInfo, MotionRows, MotionSource
-from mfk.data.motion_info import POSE, Columns, Given, load_json, parse_info
+from mfk.data.motion_info import POSE, Columns, Given, parse_info
 from mfk.data.motion_rows import Shape, check_rows, cut_rows, from_file, shape_of, to_file
 
 _KEYS = ("fps", "bone_names", "bones", "metadata")
@@ -23,11 +24,7 @@ _PARTS = {"position": 3, "quaternion": 4}  # x y z, and qx qy qz qw
 
 def open_json(path: Path, given: Given) -> MotionSource:
     """See `mfk.data.motion_files.open_motion`; the numbers are rounded to float32, and kept in memory."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8: {error.reason}") from None
-    said = load_json(str(path), text)
+    said = read_json(path)
     if not isinstance(said, dict) or not isinstance(said.get("bones"), dict) or {*said} - {*_KEYS}:
         raise ValueError(f"{path}: expected an object with {', '.join(_KEYS)}, got {describe(said)}")
     bones: dict[str, Any] = said["bones"]
@@ -83,8 +80,13 @@ def _bone(path: Path, name: str, poses: object, rows: int) -> Tensor:
             wanted = "a position of 3 numbers and a quaternion of 4"
             raise ValueError(f"{where}: row {row}: expected {wanted}, got {describe(pose)}")
         numbers.append(flat)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with the rest
-        return torch.from_numpy(np.array(numbers, np.float64).astype(np.float32))
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with the rest
+            return torch.from_numpy(np.array(numbers, np.float64).astype(np.float32))
+    except OverflowError:
+        raise ValueError(
+            f"{where}: expected numbers that float32 can hold, got one of hundreds of digits"
+        ) from None
 
 
 def _split(path: Path, name: str) -> Tensor:

@@ -51,13 +51,13 @@ def open_parquet(path: Path, given: Given) -> MotionSource:
     said = load_json(f"{path}: {KEY.decode()}", text)
     if not isinstance(said, dict):
         raise ValueError(f"{path}: {KEY.decode()}: expected a JSON object, got {type(said).__name__}")
-    groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    groups = attempt(path, lambda: [footer.row_group(i).num_rows for i in range(footer.num_row_groups)])
     starts = [0, *itertools.accumulate(groups)]
     labels = None
     if "labels" in schema.names and any(groups):
         group = next(i for i, rows in enumerate(groups) if rows)
         table = attempt(path, _group, path, footer, group, ["labels"])
-        labels = len(table.column("labels")[0].as_py() or ())
+        labels = attempt(path, lambda: len(table.column("labels")[0].as_py() or ()))
     columns = Columns("velocities" in schema.names, labels, flags)
     info = parse_info(path, said, footer.num_rows, path.stem, columns, given)
     file = _File(path, footer, starts, shape_of(info, columns.velocities))
@@ -92,7 +92,12 @@ def _footer(path: Path) -> pq.FileMetaData:
 def _group(path: Path, footer: pq.FileMetaData, group: int, names: list[str]) -> pa.Table:
     # Opened for each read: what is shared between processes then has no position in a file.
     with pq.ParquetFile(path, metadata=footer) as file:
-        return file.read_row_group(group, columns=names, use_threads=False)
+        table = file.read_row_group(group, columns=names, use_threads=False)
+    if table.num_rows != (rows := footer.row_group(group).num_rows):
+        raise ValueError(
+            f"{path}: row group {group}: expected {rows} rows, as the footer says, got {table.num_rows}"
+        )
+    return table
 
 
 def _check_schema(path: Path, schema: pa.Schema, flags: tuple[str, ...]) -> None:
@@ -138,7 +143,8 @@ def _read(file: _File, first: int, end: int, lean: bool = False) -> MotionRows:
         for name in names:
             lists = functools.partial(_lists, width=(shape.labels or 0) if name == "labels" else width)
             read: Callable[..., Tensor] = _flags if name.startswith(_SPLIT) else lists
-            values = read(f"{file.path}: {name}", table.column(name).combine_chunks(), first=start)
+            where, column = f"{file.path}: {name}", attempt(file.path, table.column, name)
+            values = attempt(where, functools.partial(read, where, column.combine_chunks(), first=start))
             found[name].append(values[max(0, first - start) : end - start])
         group += 1
     joined = {name: torch.cat(values) for name, values in found.items()}

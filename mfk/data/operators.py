@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import rng
-from mfk.core.files import replaced_whole, write_atomically
+from mfk.core.files import read_json, replaced_whole, write_atomically
 from mfk.core.types import Rows, describe
 from mfk.data.operator_initial import initial_statistics
 from mfk.data.operator_layout import PRODUCTS, column_shapes, fill_file
@@ -204,11 +204,11 @@ def _keep_record(path: Path, work: Path, settings: dict[str, Any]) -> None:
         return
     again = f"To begin again, delete the folder {work}."
     try:
-        kept = json.loads(record.read_bytes())
+        kept = read_json(record)
         if not isinstance(kept, dict):
-            raise ValueError(f"expected settings, got {describe(kept)}")
+            raise ValueError(f"{record}: expected settings, got {describe(kept)}")
     except ValueError as error:
-        raise ValueError(f"{record}: {error}. {again}") from None
+        raise ValueError(f"{error}. {again}") from None
     changed = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
     if exists and (changed or set(os.listdir(work)) - {_RECORD, LOCK}):
         raise _taken(path)

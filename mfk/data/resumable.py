@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mfk.core.files import write_atomically
+from mfk.core.files import read_json, write_atomically
 from mfk.core.types import describe
 from mfk.data.tensor_writer import Layout, seal, write_rows
 
@@ -173,7 +173,7 @@ def _rows_found(job: _Job) -> int:
     try:
         done, settings = _read_record(record)
     except ValueError as error:
-        raise ValueError(f"{record}: {error}. {_again(job)}") from None
+        raise ValueError(f"{error}. {_again(job)}") from None
     names = {**settings, **job.settings}
     changed = [name for name in names if settings.get(name) != job.settings.get(name)]
     if exists:
@@ -198,11 +198,11 @@ def _keep_record(job: _Job, rows: int) -> None:
 
 
 def _read_record(record: Path) -> tuple[int, dict[str, object]]:
-    data = json.loads(record.read_bytes())
+    data = read_json(record)
     if not (isinstance(data, dict) and isinstance(data.get("settings"), dict)):
-        raise ValueError(f"expected rows and settings, got {describe(data)}")
+        raise ValueError(f"{record}: expected rows and settings, got {describe(data)}")
     if type(data.get("rows")) is not int or not 0 <= data["rows"]:
-        raise ValueError(f"rows: expected a number, got {describe(data.get('rows'))}")
+        raise ValueError(f"{record}: rows: expected a number, got {describe(data.get('rows'))}")
     return data["rows"], data["settings"]
 
 

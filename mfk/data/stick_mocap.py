@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfk.core.files import read_json
 from mfk.core.types import describe
 from mfk.data.bvh import Positions, bvh_frames, read_bvh
 from mfk.data.stick import (
@@ -44,6 +44,7 @@ _JOINTS = {"neck": "neck", "head": "head", "chest": "chest"} | {
         ("ankle", "foot"),
     )
 }
+_LEAST_FPS, _FURTHEST = 1, 1e6  # units; squares of more, or their sums, no float32 could hold
 _FAR, _NARROW = 1.5, 2.0  # how long a path is that has a direction, in units and in its own breadths
 
 
@@ -94,10 +95,19 @@ def stick_from_bvh(
     for done, name in enumerate(names, start=1):
         row = rows[name]
         joints = _bones(Path(joint_map_json), skeletons, row["skeleton"])
-        found.append(_clip(Path(folder) / row["file"], row, joints, width, positions))
+        found.append(_clip(_place(Path(index_csv), Path(folder), row), row, joints, width, positions))
         if progress is not None:
             progress(done, len(names), name)
     return found
+
+
+def _place(index: Path, folder: Path, row: Mapping[str, str]) -> Path:
+    """Where a recording lies, which is in the folder: an index is no way to have other files read."""
+    name = row["file"]
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{index}: clip {row['clip']!r}: expected a file in {folder}, got {name!r:.200}")
+    return path
 
 
 def _clip(
@@ -108,6 +118,10 @@ def _clip(
     if missing := sorted({*joints.values()} - {*place}):
         raise ValueError(f"{path}: expected a bone {missing[0]!r}, as skeleton {row['skeleton']!r} has it")
     world = bvh_frames(bvh, _CENTIMETRE)[..., :3].double() / UNIT
+    if float(world.abs().amax()) > _FURTHEST or not bool(world.isfinite().all()):
+        raise ValueError(
+            f"{path}: expected places within {_FURTHEST:.0e} units, got {float(world.abs().amax()):.3g}"
+        )
     points = {name: world[:, place[joints[joint]]] for name, joint in _JOINTS.items()}
     points["pelvis"] = (points["left_hip"] + points["right_hip"]) / 2
     axis = _axis(path, points)
@@ -118,6 +132,9 @@ def _clip(
         for name, point in points.items()
     }
     recorded = stick_frames(flat, 48)
+    if bvh.header.fps < _LEAST_FPS:
+        # In between nothing is known, and the frames to be made of it are without number.
+        raise ValueError(f"{path}: expected {_LEAST_FPS} frame/s or more, got {bvh.header.fps:.3g}")
     if math.floor((len(recorded) - 1) * FPS / bvh.header.fps + 1e-9) < 1:
         raise ValueError(f"{path}: expected two frames or more at {FPS} frames/s, got {len(recorded)}")
     motion = resample_stick(recorded, bvh.header.fps / FPS)
@@ -182,10 +199,7 @@ def _index(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _skeletons(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON: {error}") from None
+    said = read_json(path)
     skeletons = said.get("skeletons") if isinstance(said, dict) else None
     if not isinstance(skeletons, dict):
         raise ValueError(f"{path}: expected an object with 'skeletons', got {describe(said)}")

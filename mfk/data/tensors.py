@@ -14,6 +14,7 @@ import pickle
 import re
 import reprlib
 import stat
+import struct
 import threading
 import warnings
 import zipfile
@@ -131,6 +132,10 @@ _STAND_INS: list[Any] = [
 ]
 
 
+# Torch's unpickler knows this one; called with a number it takes, and fills, as many bytes.
+_AMOUNT = (b"builtins\nbytearray\n", b"__builtin__\nbytearray\n")
+
+
 def read_torch(path: Path, size: int, zipped: bool, expected: str) -> Any:
     """What torch.load makes of a file, numpy's arrays being what `plain_tensor` takes.
 
@@ -147,8 +152,15 @@ def read_torch(path: Path, size: int, zipped: bool, expected: str) -> Any:
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
                 raise ValueError(f"{path}: expected the uncompressed archive that torch.save writes")
             # torch can be told to write no checksums; then all of them are zero.
+            for info in infos:
+                if info.filename.endswith(".pkl") and any(
+                    x in attempt(path, _stored, path, info) for x in _AMOUNT
+                ):
+                    raise _refused(path, expected)
             if any(info.CRC for info in infos) and (bad := attempt(path, archive.testzip)):
                 raise ValueError(f"{path}: the file is damaged: the checksum of {bad!r} is wrong")
+    elif _mentions(path):
+        raise _refused(path, expected)
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         others = torch.serialization.get_safe_globals()
@@ -164,6 +176,31 @@ def read_torch(path: Path, size: int, zipped: bool, expected: str) -> Any:
             raise damaged(path, error) from None
         finally:
             torch.serialization.add_safe_globals(others)
+
+
+def _stored(path: Path, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry that is not compressed, whatever its checksum says."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))  # the lengths of what follows the header
+        file.seek(name + extra, os.SEEK_CUR)
+        return file.read(info.file_size)
+
+
+def _mentions(path: Path) -> bool:
+    """Whether a file of torch's old format, which is read as a whole anyhow, speaks of a bytearray."""
+    longest, last = max(map(len, _AMOUNT)), b""
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            text = last + block
+            if any(word in text for word in _AMOUNT):
+                return True
+            last = text[-longest:]
+    return False
+
+
+def _refused(path: Path, expected: str) -> ValueError:
+    return ValueError(f"{path}: refused, nothing in it was run: {expected}, but it asks for a bytearray")
 
 
 def _asked(message: str, expected: str) -> str:

@@ -102,7 +102,11 @@ def _chain(
         from_base = _inverse(_joints(tree, branch))
         base_offset = from_base if base_offset is None else base_offset @ from_base
     name = path[0].parent if base is None else base
-    return serial_chain(tree.name, name, tip, _joints(tree, path), base_offset, tool_offset)
+    joints = _joints(tree, path)
+    try:
+        return serial_chain(tree.name, name, tip, joints, base_offset, tool_offset)
+    except ValueError as error:
+        raise ValueError(f"{tree.source}: {error}") from None
 
 
 def _joints(tree: Tree, edges: list[Edge]) -> list[Joint]:

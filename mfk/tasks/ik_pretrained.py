@@ -200,7 +200,7 @@ def _read(path: Path) -> IK:
         about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
         kind, robot, network = about["format"], about["robot"], about["network"]
         record = about["record"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a file of mfk.tasks.ik_pretrained.save_ik: {error!r}") from None
     if kind != FORMAT:
         raise ValueError(f"{path}: expected the format {FORMAT}, got {kind!r}")
@@ -227,7 +227,8 @@ def _chain(path: Path, robot: Any) -> Chain:
         raise ValueError(f"{path}: robot: expected strings {sorted(wanted)}, got {describe(robot)}")
     if "name" in robot and robot["name"] not in SHIPPED:
         raise ValueError(f"{path}: robot: expected {' or '.join(SHIPPED)}, got {robot['name']!r}")
-    if "urdf" in robot and "<robot" not in robot["urdf"]:
+    # What does not begin so would be taken for a file's path.
+    if "urdf" in robot and not ("<robot" in robot["urdf"] and robot["urdf"].lstrip().startswith("<")):
         raise ValueError(f"{path}: robot: expected the text of a URDF, got {robot['urdf'][:40]!r}")
     try:
         text = robot["urdf"] if "urdf" in robot else urdf_text(robot["name"])

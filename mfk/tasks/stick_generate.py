@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mfk.core import rng
+from mfk.core.files import read_json
 from mfk.core.types import Params, Rows, Tree, describe
-from mfk.data.stick import ACTIONS, StickClip
+from mfk.data.stick import ACTIONS, SEGMENTS, StickClip
 from mfk.nn import StickCache, StickOutput
 from mfk.tasks.stick_features import Seen, anchored, hip_columns, meant, see
 from mfk.tasks.stick_net import StickNets
@@ -76,17 +77,20 @@ def from_json(path: Path) -> Openings:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; a run of stick.py leaves it")
+    said = read_json(path)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        known = Openings(torch.tensor(said["motion"], dtype=torch.float32), torch.tensor(said["action"]))
-    except (ValueError, TypeError, KeyError) as error:
+        motion = torch.tensor(said["motion"], dtype=torch.float32)
+        known = Openings(motion, torch.tensor(said["action"]))
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
-    if (
-        known.motion.ndim != 3
-        or known.motion.shape[1] != OPENING
-        or known.action.shape != (len(known.motion),)
-    ):
-        raise ValueError(f"{path}: expected motion [N, {OPENING}, D], got {tuple(known.motion.shape)}")
+    fits = motion.ndim == 3 and motion.shape[1] == OPENING and motion.shape[2] in SEGMENTS and len(motion)
+    if not fits or known.action.shape != (len(motion),):
+        raise ValueError(f"{path}: expected motion [N, {OPENING}, D], got {tuple(motion.shape)}")
+    whole = known.action.dtype == torch.int64 and bool(motion.isfinite().all())
+    if not whole or not -1 <= int(known.action.min()) <= int(known.action.max()) < len(ACTIONS):
+        raise ValueError(
+            f"{path}: expected finite places, and actions from -1 to {len(ACTIONS) - 1}, got others"
+        )
     return known
 
 

@@ -183,14 +183,24 @@ def from_json(text: str, source: str) -> Preparation:
             for block, one in data["cleaning"].items()
         }
         prepared = Preparation(families, features, cleaning, *(_numbers(data[x], 0) for x in ("mean", "std")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        width = sum(len(family.kept) * _frames(family.frames) for family in families.values())
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{source}: expected what a run writes there, got another text ({error!r})"
         ) from None
-    width = sum(len(family.kept) * (family.frames or 1) for family in families.values())
-    if not len(prepared.mean) == len(prepared.std) == width:
-        raise ValueError(f"{source}: expected {width} means and deviations, got {len(prepared.mean)}")
+    if not prepared.mean.shape == prepared.std.shape == (width,):
+        raise ValueError(
+            f"{source}: expected {width} means and deviations, "
+            f"got {prepared.mean.shape} and {prepared.std.shape}"
+        )
     return prepared
+
+
+def _frames(frames: object) -> int:
+    """How many columns a feature has."""
+    if frames is not None and (type(frames) is not int or frames < 1):
+        raise ValueError(f"expected a number of frames, got {frames!r:.80}")
+    return frames or 1
 
 
 _STATIC = "static"

@@ -14,6 +14,7 @@ from torch import Tensor
 from mfk.core import tree
 from mfk.core.files import replaced_whole
 from mfk.core.types import Tree, describe
+from mfk.data.archives import attempt
 from mfk.nn import look_up
 from mfk.tasks.vqvae import VQVAEConfig, codebook, forward
 from mfk.tasks.vqvae_net import VQVAENets
@@ -121,15 +122,11 @@ def read_tokens(path: Path | str, nets: VQVAENets, tokenizer: str) -> Tensor:
         FileNotFoundError: it is not there. ValueError: it is damaged, or of another network.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = Path(path)
-    try:
-        table: Any = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"{path}: there is no such file") from None
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    table = attempt(path, _table, path)
     names = column_names(nets)
     if table.column_names != names:
         raise ValueError(
@@ -156,10 +153,17 @@ def read_tokens(path: Path | str, nets: VQVAENets, tokenizer: str) -> Tensor:
     return tokens
 
 
+def _table(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)
+
+
 def _tokenizer(path: Path, said: bytes) -> str:
     try:
         return str(json.loads(said)["tokenizer"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path}: its metadata {_META.decode()} is damaged") from None
 
 

@@ -19,13 +19,21 @@ import numpy as np
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write `arrays` as the new folder `path`, beside it first and then renamed into place."""
     with silent_orbax() as ocp:
-        ocp.save(path, dict(arrays))
+        try:
+            ocp.save(path, dict(arrays))
+        except Exception:
+            _let_end(1.0)
+            raise
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a folder that `write_arrays` made."""
     with silent_orbax() as ocp:
-        return dict(ocp.load(path))
+        try:
+            return dict(ocp.load(path))
+        except Exception:
+            _let_end(0.1)
+            raise
 
 
 @contextmanager
@@ -42,17 +50,21 @@ def silent_orbax() -> Iterator[Any]:
         sys.unraisablehook = lambda unraisable: None
         try:
             yield ocp
-        except Exception:
-            # Writes that are still under way report to an event loop that is closed by now, one
-            # traceback each; they must not bury the message that matters. What comes later yet, on a
-            # busy machine, is for the filter.
-            time.sleep(1.0)
-            gc.collect()
-            raise
         finally:
             sys.unraisablehook = hook
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _let_end(seconds: float) -> None:
+    """Wait for what orbax has not ended when it raises.
+
+    Reads and writes that are still under way report to an event loop that is closed by now, one traceback
+    each; they must not bury the message that matters. What comes later yet, on a busy machine, is for the
+    filter.
+    """
+    time.sleep(seconds)
+    gc.collect()
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

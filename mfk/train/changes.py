@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +80,7 @@ def _is_fixed(key: str, fixed: Collection[str]) -> bool:
 def changed_versions(run: Path, seed: int) -> list[str]:
     """What differs from the machine and the packages that began the run."""
     try:
-        before = json.loads((run / runs.VERSIONS).read_text(encoding="utf-8"))
+        before = runs.read_versions(run)
     except (OSError, ValueError):
         return []
     now = runs.versions(seed)

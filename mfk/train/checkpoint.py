@@ -14,7 +14,7 @@ import math
 import shutil
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -270,11 +270,15 @@ def _read(chosen: Saved, names: list[str]) -> dict[str, np.ndarray]:
     shapes = {name: tuple(chosen.leaves[name]["shape"]) for name in names}
     arrays: dict[str, Any] = {}
     if any(math.prod(shape) for shape in shapes.values()):
-        arrays = read_arrays(chosen.path)
+        try:
+            arrays = read_arrays(chosen.path)
+        except Exception as error:  # what files whose checksums were forged make of orbax can be anything
+            raise _damaged(chosen.path, _first_line(error)) from error
     for name, shape in shapes.items():
         dtype = _STORED.get(chosen.leaves[name]["dtype"], chosen.leaves[name]["dtype"])
-        array = arrays[name] if math.prod(shape) else np.zeros(shape, dtype)
-        assert array.shape == shape and str(array.dtype) == dtype, name
+        array = arrays.get(name) if math.prod(shape) else np.zeros(shape, dtype)
+        if not isinstance(array, np.ndarray) or array.shape != shape or str(array.dtype) != dtype:
+            raise _damaged(chosen.path, f"leaf {name!r} is not what {MANIFEST} says")
         arrays[name] = array
     return arrays
 
@@ -325,20 +329,41 @@ def _manifest(path: Path) -> Saved:
         if sealed["crc"] != _seal(record):
             raise ValueError("is not what was written")
         metrics = {name: float(value) for name, value in record["metrics"].items()}
-        best = record["best_metric"]
-        return Saved(
-            int(record["step"]),
+        found = Saved(
+            record["step"],
             path,
             metrics,
-            best,
-            dict(record["leaves"]),
-            dict(record["files"]),
-            dict(record.get("settings", {})),
+            record["best_metric"],
+            record["leaves"],
+            record["files"],
+            record.get("settings", {}),
         )
+        _check_manifest(found)
+        return found
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"{MANIFEST}: {_first_line(error)}") from error
+
+
+def _check_manifest(found: Saved) -> None:
+    """ValueError unless everything is of its type, and the files are the checkpoint's own."""
+    if type(found.step) is not int or not isinstance(found.best_metric, str | None):
+        raise ValueError(
+            f"expected a step and a metric's name, got {found.step!r:.40}, {found.best_metric!r:.40}"
+        )
+    if not isinstance(found.settings, dict):
+        raise ValueError(f"expected settings by name, got {found.settings!r:.80}")
+    for name, leaf in found.leaves.items():
+        shape = leaf["shape"]
+        if not isinstance(leaf["dtype"], str) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"leaf {name!r:.80}: expected a shape and a dtype, got {leaf!r:.80}")
+    for name, stamp in found.files.items():
+        parts = PurePosixPath(name).parts
+        if ".." in parts or name.startswith("/") or "\0" in name or not parts:
+            raise ValueError(f"expected files in the checkpoint's folder, got {name!r:.80}")
+        if len(stamp) != 2:
+            raise ValueError(f"file {name!r:.80}: expected size and checksum, got {stamp!r:.80}")
 
 
 def _seal(manifest: dict[str, Any]) -> int:

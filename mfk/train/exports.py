@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mfk.core.files import write_atomically
+from mfk.core.files import read_text, write_atomically
 from mfk.train.log import history_records
 from mfk.train.runs import CONFIG, HISTORY, read_record
 
@@ -37,7 +37,7 @@ def write_exports(run: Path | str) -> None:
         write_atomically(run / name, history)
     write_atomically(run / "config.json", json.dumps(settings, indent=2, allow_nan=False) + "\n")
     (run / "metadata").mkdir(exist_ok=True)
-    write_atomically(run / "metadata" / CONFIG, (run / CONFIG).read_text(encoding="utf-8"))
+    write_atomically(run / "metadata" / CONFIG, read_text(run / CONFIG))
 
 
 def _strict(value: Any) -> Any:

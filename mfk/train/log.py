@@ -110,9 +110,9 @@ def read_history(run: Path | str) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no history. ValueError: a line of it is no record.
     """
+    history = Path(run) / HISTORY
     return [
-        {name: float(x) if isinstance(x, str) else x for name, x in record.items()}
-        for record in history_records(Path(run) / HISTORY)
+        {name: _number(history, name, x) for name, x in record.items()} for record in history_records(history)
     ]
 
 
@@ -128,7 +128,7 @@ def history_records(history: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or type(record.get("step")) is not int:
             got = line[:80].decode("utf-8", "replace")
@@ -137,6 +137,14 @@ def history_records(history: Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
+
+
+def _number(history: Path, name: str, value: Any) -> Any:
+    try:
+        number = float(value)
+        return number if isinstance(value, str) else value
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{history}: {name!r:.80}: expected a number, got {value!r:.80}") from None
 
 
 def _cut(history: Path, start: int) -> None:

@@ -14,7 +14,8 @@ from typing import IO, Any
 import torch
 
 from mfk.core.config import as_json
-from mfk.core.files import write_atomically
+from mfk.core.files import read_json, read_text, write_atomically
+from mfk.core.types import describe
 from mfk.train.checkpoint import FOLDER as CHECKPOINTS
 from mfk.train.checkpoint import saved
 
@@ -126,7 +127,7 @@ def is_unsaved(run: Path) -> bool:
     if saved(run / CHECKPOINTS) or not (run / CONFIG).is_file():
         return False
     # Before the first checkpoint there is one validation, of step 0.
-    return not history.exists() or history.read_text(encoding="utf-8").count("\n") <= 1
+    return not history.exists() or history.read_bytes().count(b"\n") <= 1
 
 
 def run_of(checkpoint: Path, flag: str = "--checkpoint") -> Path:
@@ -144,7 +145,7 @@ def run_of(checkpoint: Path, flag: str = "--checkpoint") -> Path:
 def check_same_data(run: Path, now: str) -> None:
     """ValueError if the run's data.txt, written when it began, says other than `now`; fine if it has none."""
     file = run / DATA
-    before = file.read_text(encoding="utf-8") if file.is_file() else now
+    before = read_text(file) if file.is_file() else now
     if before != now:
         raise ValueError(
             f"--data: changed since the run began: it was\n{before}and is\n{now}"
@@ -178,7 +179,10 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     from mfk.core import yaml12
 
-    return yaml12.loads((run / CONFIG).read_text(encoding="utf-8"), str(run / CONFIG))
+    settings = yaml12.loads(read_text(run / CONFIG), str(run / CONFIG))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{run / CONFIG}: expected the settings of a run, got {describe(settings)}")
+    return settings
 
 
 def read_versions(run: Path) -> dict[str, Any]:
@@ -187,7 +191,10 @@ def read_versions(run: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder has no versions.json. ValueError: it cannot be read.
     """
-    return json.loads((run / VERSIONS).read_text(encoding="utf-8"))
+    found = read_json(run / VERSIONS)
+    if not isinstance(found, dict):
+        raise ValueError(f"{run / VERSIONS}: expected an object of versions, got {describe(found)}")
+    return found
 
 
 def write_result(run: Path, result: Mapping[str, Any]) -> None:

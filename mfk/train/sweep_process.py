@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
+from mfk.core.files import read_json as read_file
 from mfk.core.files import write_atomically
+from mfk.core.types import describe
 from mfk.train import runs
 from mfk.train.sweep_grid import Experiment, Run
 
@@ -35,6 +38,9 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(143)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+_LONGEST = 1e12  # s; what is more is no time that a process took
 
 
 class Outcome(NamedTuple):
@@ -155,12 +161,14 @@ def read_outcome(folder: Path) -> Outcome:
     if not (folder / OUTCOME).is_file():
         return Outcome(None, 0.0, begun=False)
     found = read_json(folder / OUTCOME)
-    seconds = found.get("seconds", 0.0)
-    if found.get("code") is None:
+    seconds, code = found.get("seconds", 0.0), found.get("code")
+    if type(code) not in (int, NoneType) or type(seconds) not in (int, float) or not 0 <= seconds <= _LONGEST:
+        raise ValueError(f"{folder / OUTCOME}: expected an exit code and seconds, got {describe(found)}")
+    if code is None:
         # Its sweep was killed; the last line that the run printed was its last sign of life.
         with suppress(OSError):
             seconds += max(0.0, (folder / CONSOLE).stat().st_mtime - (folder / OUTCOME).stat().st_mtime)
-    return Outcome(found.get("code"), seconds)
+    return Outcome(code, seconds)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -169,10 +177,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file. ValueError: it holds something else.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got something else: {error}") from None
+    found = read_file(path)
     if not isinstance(found, Mapping):
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return dict(found)

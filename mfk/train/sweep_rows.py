@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
+from mfk.core.types import describe
 from mfk.train import runs
 from mfk.train.log import read_history
 from mfk.train.sweep_grid import Run
@@ -40,7 +42,7 @@ def read_row(run: Run, folder: Path) -> Row:
         ValueError: one of its files is damaged.
     """
     outcome = read_outcome(folder)
-    result = read_json(folder / runs.RESULT) if (folder / runs.RESULT).is_file() else {}
+    result = _result(folder / runs.RESULT)
     history = read_history(folder) if (folder / runs.HISTORY).is_file() else []
     planned = [value for key, value in run.settings.items() if key.rpartition(".")[2] == "best_metric"]
     metric = result.get("best_metric", planned[0] if planned else None)
@@ -71,3 +73,20 @@ def read_row(run: Run, folder: Path) -> Row:
         course=course,
         versions=versions,
     )
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a run that has ended says of it; nothing where it has not."""
+    result = read_json(path) if path.is_file() else {}
+    best = result.get("best", "nan")
+    try:
+        float(best)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{path}: best: expected a number, got {describe(best)}") from None
+    for name, kinds in (("best_metric", (str, NoneType)), ("best_step", (int,)), ("steps", (int,))):
+        value = result.get(name, "" if name == "best_metric" else 0)
+        if type(value) not in kinds:
+            raise ValueError(f"{path}: {name}: expected {kinds[0].__name__}, got {describe(value)}")
+    if result.get("best_step", -1) >= 0 and "best" not in result:
+        raise ValueError(f"{path}: best: expected the value of step {result['best_step']}, got none")
+    return result

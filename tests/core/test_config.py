@@ -199,7 +199,7 @@ WRONG = [
     ("name: a\x07", "special characters are not allowed"),
     (b"name: \xff", "expected text in UTF-8, got byte 0xff"),
     ("net: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-    ("batch_size: " + "9" * 5000, "integer string"),
+    ("batch_size: " + "9" * 5000, "at most 400 digits"),
 ]
 
 

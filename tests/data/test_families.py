@@ -198,7 +198,9 @@ def test_files_that_are_no_files(table: FamilyTable, tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["features/a"] = h5py.SoftLink("/nowhere")
         file.create_dataset("features/b/features", (10**12, 3), "f4", chunks=(100, 3))
-    with pytest.raises(ValueError, match=r"x\.h5: /features/a: expected a dataset aggregated/features"):
+    with pytest.raises(
+        ValueError, match=r"x\.h5: 'a': refused: .* in this place, got a SoftLink to /nowhere"
+    ):
         open_families(path)
     with pytest.raises(ValueError, match=r"/features/b/features: refused: 12000000000000 bytes of numbers"):
         open_families(path, ["b"])

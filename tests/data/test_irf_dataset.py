@@ -312,7 +312,7 @@ def test_mistakes_are_named(root: Path) -> None:
             '{"train": [0, 5], "test_interpolation": [-1]}',
             r"splits\.json: expected each number once, from 0 to 99, in 'test_interpolation', got sample -1",
         ),
-        ('{"train": ', r"splits\.json: is not JSON"),
+        ('{"train": ', r"splits\.json: expected JSON"),
         ("[1]", r"splits\.json: expected a JSON object, got \[1\]"),
     ):
         splits.write_text(text)

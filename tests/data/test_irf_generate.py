@@ -239,7 +239,7 @@ def test_refusals(small: None, tmp_path: Path) -> None:
         generate_irf(tmp_path / "x", **options)
     mark = work / "done" / "lss.0"
     sizes = mark.read_text()
-    for text, what in (("", "is not JSON"), ("[1, 2]", r"expected the sizes of 4 files, got \[1, 2\]")):
+    for text, what in (("", "expected JSON"), ("[1, 2]", r"expected the sizes of 4 files, got \[1, 2\]")):
         mark.write_text(text)
         with pytest.raises(ValueError, match=rf"done/lss\.0: {what}.* To begin again, delete the folder"):
             generate_irf(tmp_path / "x", **options)

@@ -75,7 +75,7 @@ def test_tokens_of_another_network_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"wrong\.parquet: .*{error}"):
             read_tokens(tmp_path / "wrong.parquet", made.nets, "mine")
     (tmp_path / "cut.parquet").write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cut\.parquet: cannot be read as Parquet"):
+    with pytest.raises(ValueError, match=r"cut\.parquet: the file is damaged"):
         read_tokens(tmp_path / "cut.parquet", made.nets, "mine")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_tokens(tmp_path / "none.parquet", made.nets, "mine")
