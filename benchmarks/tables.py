@@ -15,6 +15,7 @@ from pathlib import Path
 
 from irf_tables import irf_estimate, irf_models, irf_speed, worlds
 from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
+from soak_tables import soak
 from table_lines import Results, claims, machine, table
 from vqvae_tables import vqvae_blocks, vqvae_mfeat, vqvae_peers
 
@@ -354,6 +355,7 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         vqvae_blocks,
         vqvae_mfeat,
         vqvae_peers,
+        soak,
     )
 }
 
