@@ -126,6 +126,9 @@ def main() -> None:
         except KeyboardInterrupt:
             results["ended_early"] = True
             print("ended early", flush=True)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            results |= {"ended_early": True, "error": str(error)}
+            print(f"ended early: {error}", flush=True)
     results["minutes_taken"] = (time.monotonic() - begun) / 60
     checks = soak_series.claims(results)
     report(checks)
@@ -133,6 +136,8 @@ def main() -> None:
     write(options.out, written | {"claims": [check.record() for check in checks]})
     if options.plot is not None:
         plot(results, options.plot)
+    if "error" in results:
+        raise SystemExit(1)
 
 
 def soak(folder: Path, seconds: float, threads: int, systems: Sequence[str], results: dict[str, Any]) -> None:

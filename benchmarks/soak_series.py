@@ -18,6 +18,7 @@ FEWEST = 8  # samples that say something
 MEGABYTES_AN_HOUR = 10.0
 SHARE_AN_HOUR = 0.02
 MEGABYTES_OF_A_LOOP = 10.0
+Series = Sequence[float] | np.ndarray
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LEVELS = ("rss", "private", "anonymous", "descriptors", "threads", "children")
 
@@ -97,7 +98,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-def settled(times: Sequence[float], begins: float, warm_up: float = WARM_UP) -> slice:
+def settled(times: Series, begins: float, warm_up: float = WARM_UP) -> slice:
     """The part of a series that counts: from `begins`, less its first tenth."""
     if not len(times):
         return slice(0, 0)
@@ -105,7 +106,7 @@ def settled(times: Sequence[float], begins: float, warm_up: float = WARM_UP) -> 
     return slice(int(np.searchsorted(times, start)), len(times))
 
 
-def trend(times: Sequence[float], values: Sequence[float]) -> Trend:
+def trend(times: Series, values: Series) -> Trend:
     """Quarters and slope of a series without its warm-up.
 
     Args:
@@ -194,8 +195,8 @@ def long_run(
     found: dict[str, Any] = {"samples": len(samples), "trends": {}, "series": thin(samples)}
     times, wall, cpu = throughput(samples, records, batch)
     first = next((r["time"] for r in records if "train/samples_per_second" in r), math.inf)
-    quantities = {name: [getattr(s, name) for s in samples] for name in _LEVELS}
-    all_times = {name: [s.time for s in samples] for name in _LEVELS}
+    quantities: dict[str, Series] = {name: [getattr(s, name) for s in samples] for name in _LEVELS}
+    all_times: dict[str, Series] = {name: [s.time for s in samples] for name in _LEVELS}
     quantities |= {"rows a second": wall, "rows a second of CPU": cpu}
     all_times |= {"rows a second": times, "rows a second of CPU": times}
     quantities["control"] = [1 / seconds for _, seconds in control]
