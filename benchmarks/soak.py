@@ -380,8 +380,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         ),
         (
             "trainings again and again in one process",
-            "memory (rss), MB",
-            {name: (own["minutes"], own["rss"]) for name, own in kept.items() if own},
+            "memory (anonymous), MB",
+            {name: (own["minutes"], own["anonymous"]) for name, own in kept.items() if own},
         ),
     ]
     for axes, (title, label, drawn) in zip(panels, lines, strict=True):

@@ -34,13 +34,13 @@ def soak(results: Results) -> list[str]:
     rows = [
         [
             name, str(own["runs"]), str(own["interrupts"]), str(own["loops"].get("loops", 0)),
-            *(_pair(own["loops"].get(key)) for key in ("rss", "descriptors", "threads", "objects")),
+            *(_pair(own["loops"].get(key)) for key in ("anonymous", "descriptors", "threads", "objects")),
             str(own["left"]), str(own["wrong"]),
         ]
         for name, own in results["systems"].items()
     ]  # fmt: skip
     heads = [
-        "system", "runs", "stops and resumes", "trainings in one process", "MB, first, last",
+        "system", "runs", "stops and resumes", "trainings in one process", "MB (anonymous), first, last",
         "descriptors", "threads", "Python objects", "left", "wrong",
     ]  # fmt: skip
     return [*lines, *table(heads, rows, left=1), "", *claims(results["claims"])]

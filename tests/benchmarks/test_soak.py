@@ -82,7 +82,7 @@ def test_throughput_is_of_both_clocks() -> None:
 
 def test_loops_tell_what_each_training_left() -> None:
     rows = [
-        {"minutes": k, "rss": 100.0 + 2 * k, "anonymous": 90.0, "descriptors": 5 + k, "threads": 3,
+        {"minutes": k, "rss": 100.0, "anonymous": 90.0 + 2 * k, "descriptors": 5 + k, "threads": 3,
          "objects": 1000, "zombies": int(k == 30)}
         for k in range(40)
     ]  # fmt: skip
