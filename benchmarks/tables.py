@@ -15,6 +15,7 @@ from pathlib import Path
 
 from irf_tables import irf_estimate, irf_models, irf_speed, worlds
 from motion_tables import motion_models, stick_memory, stick_models, stick_refine, stream
+from soak_tables import soak
 from table_lines import Results, claims, machine, table
 from vqvae_tables import vqvae_blocks, vqvae_mfeat, vqvae_peers
 
@@ -343,6 +344,33 @@ def fuzz(results: Results) -> list[str]:
     return [*lines, *table(heads, rows, left=1), "", *claims(results["checks"])]
 
 
+def ranks(results: Results) -> list[str]:
+    """How near to one process, what is sent and what it takes; the memory of a large model."""
+    rows = [
+        [
+            r["system"], r["mode"], str(r["ranks"]),
+            *(f"{r[name]:.1e}" for name in ("largest", "norm", "gradient")),
+            f"{100 * r['validation']:.4f} %", f"{r['milliseconds']:.1f}", f"{r['kilobytes']:,.0f}",
+        ]
+        for r in results["table"]
+    ]  # fmt: skip
+    heads = [
+        "system", "mode", "processes", "largest", "norm", "first gradient", "validation's loss", "ms a step",
+        "sent, kB",
+    ]  # fmt: skip
+    lines = [machine(results["versions"]), f"{results['steps']} steps of {results['batch']} rows.", ""]
+    lines += [*table(heads, rows, left=2), ""]
+    if results["memory"]:
+        held = [
+            [m["kind"], str(m["ranks"]), f"{m['megabytes']:,.0f}", f"{m['seconds']:.1f}"]
+            for m in results["memory"]
+        ]
+        size = results["memory"][0]["parameters"]
+        lines += [f"`stick.py large`, {size:,} parameters, 8 windows a step, memory beyond the data's:", ""]
+        lines += [*table(["", "processes", "MB a process", "s a step"], held, left=1), ""]
+    return [*lines, *claims(results["checks"])]
+
+
 TABLES: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
@@ -372,6 +400,8 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         vqvae_mfeat,
         vqvae_peers,
         fuzz,
+        soak,
+        ranks,
     )
 }
 

@@ -52,7 +52,7 @@ class StickLossConfig:
     """Share of this distance by which the next frame is to be nearer."""
     text_dropout: float = 0.1
     """Share of the windows whose text is left out."""
-    action_dropout: float = 0.2
+    action_dropout: float = 0.5
     """Share of the windows whose actions are left out, where the network is told them."""
     consistency: float = 0.1
     """physics: weight of velocity against the pose's own, and of acceleration against velocity."""

@@ -16,8 +16,9 @@ def test_the_readme_is_what_the_results_make_of_it() -> None:
 
 
 def test_every_script_and_every_result_has_its_place() -> None:
-    shared = {"networks", "timing", "tables", "table_lines", "motion_tables", "irf_tables", "vqvae_tables"}
-    shared |= {"fuzz_mutators", "fuzz_data", "fuzz_runs"}
+    shared = {"networks", "timing", "tables", "table_lines", "soak_series"}
+    shared |= {f"{system}_tables" for system in ("motion", "irf", "vqvae", "soak")}
+    shared |= {f"fuzz_{part}" for part in ("mutators", "data", "runs")}
     for path in tables.FOLDER.glob("*.py"):
         assert path.stem in shared or path.stem in tables.TABLES
         assert path.stem in shared - {"networks"} or f"[{path.name}]({path.name})" in README
