@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, overload
 
+from mfk.core import ranks
 from mfk.core.config import field_types, load_yaml, to_dict
 from mfk.core.types import describe
 
@@ -152,18 +153,21 @@ def parse(
 def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """Run a program; a user's mistake ends it with "error: ..." on stderr and exit code 2.
 
+    Started by torchrun it joins the other processes first, see `mfk.core.ranks.joined`.
+
     Args:
         fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback, and Ctrl-C
             ends it with exit code 130.
         more: further exceptions to show like `USER_ERRORS`.
     """
     try:
-        fn()
+        with ranks.joined():
+            fn()
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (*USER_ERRORS, *more) as error:
+    except (*USER_ERRORS, ranks.RankLost, *more) as error:
         _fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -23,6 +23,10 @@ from mfk.core.types import Tree
 T = TypeVar("T")
 
 
+class RankLost(RuntimeError):
+    """Another process of the run has ended, or cannot be reached; its own message says why."""
+
+
 class Ranks(NamedTuple):
     """This process among those of its run."""
 
@@ -67,7 +71,8 @@ def joined() -> Iterator[Ranks]:
     ):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    with _answered():
+        dist.init_process_group(backend)
     here, printed = current(), sys.stdout
     try:
         if here.rank:
@@ -92,7 +97,8 @@ def add_up(values: Tree) -> Tree:
     summed: list[Any] = list(leaves)
     for index in groups.values():
         flat = torch.cat([leaves[i].detach().reshape(-1) for i in index])
-        dist.all_reduce(flat)
+        with _answered():
+            dist.all_reduce(flat)
         parts = flat.split([leaves[i].numel() for i in index])
         for i, part in zip(index, parts, strict=True):
             summed[i] = part.view(leaves[i].shape)
@@ -104,7 +110,8 @@ def highest(value: int) -> int:
     if current().count == 1:
         return value
     number = torch.tensor(value, dtype=torch.int64, device="cpu")
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    with _answered():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
 
 
@@ -114,7 +121,8 @@ def everyone(value: T) -> list[T]:
     if count == 1:
         return [value]
     found: list[Any] = [None] * count
-    dist.all_gather_object(found, value)
+    with _answered():
+        dist.all_gather_object(found, value)
     return found
 
 
@@ -133,7 +141,8 @@ def first(fn: Callable[[], T]) -> T:
         except Exception as error:
             dist.broadcast_object_list([None, _told(error)], device=torch.device("cpu"))
             raise
-    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    with _answered():
+        dist.broadcast_object_list(told, device=torch.device("cpu"))
     if told[1] is not None:
         raise told[1]
     return told[0]
@@ -148,10 +157,20 @@ def from_first(values: Tree) -> Tree:
         if not isinstance(x, Tensor):
             return first(lambda: x)
         sent = x.detach().contiguous()
-        dist.broadcast(sent, 0)
+        with _answered():
+            dist.broadcast(sent, 0)
         return x if sent is x else torch.empty_like(x, requires_grad=False).copy_(sent)
 
     return tree.map(one, values)
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RankLost(f"rank {current().rank}: another process of the run has ended ({reason})") from error
 
 
 def _told(error: Exception) -> Exception:
