@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,13 +16,17 @@ _PAUSE = 0.02  # seconds between looks at what the others are at
 _PRESENT = 1 << 40  # of the bytes from here on each rank holds its own for as long as it takes part
 
 
-def made_by_all(
-    claims: BinaryIO, blocks: Sequence[int], done: Callable[[int], bool], make: Callable[[int], object]
-) -> Iterator[int]:
-    """Make the blocks that are not done; yields each once it is, whichever process has made it.
+def make_by_all(
+    claims: BinaryIO,
+    blocks: Sequence[int],
+    done: Callable[[int], bool],
+    make: Callable[[int], object],
+    told: Callable[[int], object],
+) -> None:
+    """Make the blocks that are not done, together with the other ranks; it returns when all are done.
 
-    It ends, on every rank, when all are done. A rank claims a block by a lock on one byte of a file, which
-    goes with the process: what a killed one was at is made by another. Nothing is sent between the ranks.
+    A rank claims a block by a lock on one byte of a file, which goes with the process: what a killed one was
+    at is made by another. Nothing is sent between the ranks.
 
     Args:
         claims: a file on a disk that all of them see, open for writing. While it is open, this process must
@@ -30,6 +34,7 @@ def made_by_all(
         blocks: their numbers, the same on every rank.
         done: whether a block is there as a whole, also one that another process has made.
         make: makes a block, so that it is done.
+        told: called with the number of each block once it is done, whichever process has made it.
     """
     here = _PRESENT + ranks.current().rank
     _claim(claims, here)
@@ -40,9 +45,9 @@ def made_by_all(
             for block in left:
                 for ready in [other for other in others if done(other)]:
                     others.remove(ready)
-                    yield ready
+                    told(ready)
                 if done(block) or _made(claims, block, done, make):
-                    yield block
+                    told(block)
                 else:
                     others.append(block)
             left = others

@@ -19,7 +19,7 @@ from torch import Tensor
 from mfk.core import ranks
 from mfk.core.files import write_atomically
 from mfk.core.types import describe
-from mfk.data.claims import Settings, any_at_work, changes, check_alike, made_by_all
+from mfk.data.claims import Settings, any_at_work, changes, check_alike, make_by_all
 from mfk.data.tensor_writer import Layout, seal, write_rows
 
 LOCK = ".lock"
@@ -51,7 +51,8 @@ def write_resumably(
     Unfinished work lies in the folder ``<path>.parts``. A block is marked there once it is on the disk;
     whatever else a killed process has left there is made again. Under torchrun every rank must make the same
     call: rank 0 holds the folder, each block is made by the rank that comes to it first, and any number of
-    ranks goes on with the work of any other. If one of them fails, nothing appears under the name.
+    ranks goes on with the work of any other. What one was at that has failed is made by the others, if they
+    live long enough; else by the next call.
 
     Args:
         path: of the file; it must not exist, its folder must.
@@ -108,7 +109,7 @@ def _begin(job: _Job, holding: ExitStack) -> _Begun:
     complete = os.path.lexists(path)
     if not complete:
         part, done = job.work / _PART, job.work / _DONE
-        with _explained(job):
+        with explained(job.path, job.work):
             if not (job.work / _RECORD).exists():
                 _keep_record(job, 0)
             part.touch()
@@ -117,9 +118,9 @@ def _begin(job: _Job, holding: ExitStack) -> _Begun:
                 os.posix_fallocate(file.fileno(), 0, job.layout.size)
             if not done.exists():
                 write_atomically(done, marks)
-            with done.open("r+b") as file:
-                if any_at_work(file):
-                    raise busy(path)
+        with done.open("r+b") as file:
+            if any_at_work(file):
+                raise busy(path)
     return _Begun(marks, complete, dict(job.settings))
 
 
@@ -156,6 +157,22 @@ def busy(path: Path) -> FileExistsError:
     return FileExistsError(f"{path}: another process is writing it. Wait for it, or give another name.")
 
 
+@contextmanager
+def explained(path: Path, work: Path) -> Iterator[None]:
+    """Around what writes `path` by way of the folder `work`: what the system refuses is told with both names.
+
+    Raises:
+        OSError: in place of another.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written: {error.strerror or error}. What is done lies in {work}, "
+            "and the same settings go on with it."
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk, as far as its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -175,7 +192,7 @@ def _fill(
 ) -> None:
     """Make what is missing, together with the other ranks; it returns once all is there."""
     with ExitStack() as files:
-        with _explained(job):
+        with explained(job.path, job.work):
             part, marks = (
                 files.enter_context((job.work / name).open("r+b", buffering=0)) for name in (_PART, _DONE)
             )
@@ -189,31 +206,34 @@ def _fill(
                 lengths = {name: len(column) for name, column in columns.items()}
                 raise ValueError(f"draw: expected {job.block} rows of each, got {lengths}")
             rows = {name: x[: _length(job, block)] for name, x in columns.items()}
-            with _explained(job):
+            with explained(job.path, job.work):
                 write_rows(part, job.layout, block * job.block, rows)
                 os.fsync(part.fileno())
                 os.pwrite(marks.fileno(), b"\1", block)
                 os.fsync(marks.fileno())
 
+        def told(block: int) -> None:
+            nonlocal there
+            there += _length(job, block)
+            progress(there, job.layout.rows)
+
         missing = [block for block, mark in enumerate(found) if not mark]
         there = job.layout.rows - sum(_length(job, block) for block in missing)
         progress(there, job.layout.rows)
-        for block in made_by_all(marks, missing, done, make):
-            there += _length(job, block)
-            progress(there, job.layout.rows)
+        make_by_all(marks, missing, done, make, told)
 
 
 def _end(job: _Job, complete: bool) -> None:
     """Let the file appear, once all blocks are there, and remove the folder."""
     part = job.work / _PART
     if not complete:
-        with _explained(job), part.open("r+b") as file:
+        with explained(job.path, job.work), part.open("r+b") as file:
             _keep_record(job, job.layout.rows)
             seal(file, job.layout)
             os.fsync(file.fileno())
         if os.path.lexists(job.path):
             raise _taken(job.path)
-        with _explained(job):
+        with explained(job.path, job.work):
             part.rename(job.path)
             sync_folder(job.path.parent)
     _remove(job.work)
@@ -280,17 +300,6 @@ def _read_record(record: Path) -> tuple[int, dict[str, object]]:
     if type(data.get("rows")) is not int or not 0 <= data["rows"]:
         raise ValueError(f"rows: expected a number, got {describe(data.get('rows'))}")
     return data["rows"], data["settings"]
-
-
-@contextmanager
-def _explained(job: _Job) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{job.path}: cannot be written: {error.strerror or error}. What is done lies in {job.work}, "
-            "and the same settings go on with it."
-        ) from error
 
 
 def _check_folder(work: Path) -> None:
