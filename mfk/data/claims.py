@@ -26,7 +26,8 @@ def make_by_all(
     """Make the blocks that are not done, together with the other ranks; it returns when all are done.
 
     A rank claims a block by a lock on one byte of a file, which goes with the process: what a killed one was
-    at is made by another. Nothing is sent between the ranks.
+    at is made by another. Nothing is sent between the ranks until all of them have seen that all is done, and
+    look at no block any more.
 
     Args:
         claims: a file on a disk that all of them see, open for writing. While it is open, this process must
@@ -35,6 +36,9 @@ def make_by_all(
         done: whether a block is there as a whole, also one that another process has made.
         make: makes a block, so that it is done.
         told: called with the number of each block once it is done, whichever process has made it.
+
+    Raises:
+        RankLost: another rank has ended.
     """
     here = _PRESENT + ranks.current().rank
     _claim(claims, here)
@@ -55,6 +59,7 @@ def make_by_all(
                 time.sleep(_PAUSE)
     finally:
         _release(claims, here)
+    ranks.everyone(None)
 
 
 def any_at_work(claims: BinaryIO) -> bool:

@@ -51,8 +51,7 @@ def write_resumably(
     Unfinished work lies in the folder ``<path>.parts``. A block is marked there once it is on the disk;
     whatever else a killed process has left there is made again. Under torchrun every rank must make the same
     call: rank 0 holds the folder, each block is made by the rank that comes to it first, and any number of
-    ranks goes on with the work of any other. What one was at that has failed is made by the others, if they
-    live long enough; else by the next call.
+    ranks goes on with the work of any other. If one of them fails, nothing appears under the name.
 
     Args:
         path: of the file; it must not exist, its folder must.
