@@ -39,7 +39,8 @@ def test_two_processes_find_the_errors_that_one_finds(tmp_path: Path) -> None:
     plain = {**os.environ, "PYTHONPATH": str(Path(mfk.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     store = TCPStore("127.0.0.1", 0, is_master=True)
     joined = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     runs = [
