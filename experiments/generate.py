@@ -1,6 +1,7 @@
 """Write inverse-kinematics training data to a file.
 
 python experiments/generate.py --robot panda --num-samples 1000000 --output data/panda.pt
+torchrun --nproc-per-node 4 experiments/generate.py --num-samples 1000000000 --output data/panda.pt
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.data import IKDataConfig, generate_ik, plan_ik
 from mfk.kinematics.robots import RobotConfig, load_robot
 from mfk.losses import TimeConfig
@@ -56,7 +57,8 @@ def run(settings: GenerateConfig) -> None:
                 output, chain, rows=rows, config=settings.data, times=times, seed=settings.seed, progress=show
             )
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        if ranks.current().rank == 0:
+            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(130) from None
     seconds, found = time.perf_counter() - started, f" ({done.found:,} found)" if done.found else ""
     say(f"wrote {output}: {rows:,} rows{found}, {done.size / 1e6:,.1f} MB, in {seconds:.1f} s")

@@ -23,7 +23,7 @@ from ik_runs import (
 from torch import Tensor
 
 from mfk import train
-from mfk.core import config
+from mfk.core import config, ranks
 from mfk.core.types import Rows
 from mfk.data import draw_ik, read_ik
 from mfk.kinematics import forward, frames, load_robot
@@ -94,7 +94,7 @@ class View:
 
 
 def evaluate(command: Evaluate) -> None:
-    """Repeat a run's report, on its own held-out problems or on a file's."""
+    """Repeat a run's report, on its own held-out problems or on a file's; all ranks share these."""
     checkpoint = Path(command.checkpoint)
     settings = settings_of(checkpoint)
     robot = robot_of(settings, train.run_of(checkpoint))
@@ -113,7 +113,8 @@ def evaluate(command: Evaluate) -> None:
         raise ValueError(f"poses: expected at least 1, got {poses}")
     problems = held_out_problems(chain, settings, held_out, poses)
     out = command.out or train.run_of(checkpoint) / "evaluation"
-    report(settings, chain, problems, checkpoint, out, {**more, "checkpoint": str(checkpoint)})
+    more["checkpoint"] = str(checkpoint)
+    report(settings, chain, problems, checkpoint, out, more, ranks.current())
 
 
 def solve(command: Solve) -> None:

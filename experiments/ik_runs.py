@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mfk import train
 from mfk.core import tree
+from mfk.core.ranks import Ranks
 from mfk.core.types import Batch, Model, Params
 from mfk.data import LoaderConfig
 from mfk.kinematics import Chain, RobotConfig, forward
@@ -66,13 +67,19 @@ def report(
     checkpoint: Path,
     out: Path,
     more: Mapping[str, str],
+    here: Ranks | None = None,
 ) -> None:
-    """Compare a checkpoint's network with the baselines, and leave the report in the folder `out`."""
+    """Compare a checkpoint's network with the baselines, and leave the report in the folder `out`.
+
+    The ranks `here` is one of share the poses (`ik_compare.compare`), and rank 0 writes; None: one process.
+    """
     model, params, buffers, members, made = trained(settings, chain, checkpoint)
     untrained, _ = model.init(settings.train.seed)
     results, errors = ik_compare.compare(
-        chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers, members)
+        chain, problems, ik_compare.solvers(chain, model, untrained, params, buffers, members), here=here
     )
+    if here is not None and here.rank:
+        return
     history = train.read_history(train.run_of(checkpoint))
     curves = ik_report.Curves(
         *(

@@ -12,7 +12,7 @@ from ik_commands import Evaluate, Export, Solve, View, evaluate, export, solve, 
 from ik_runs import URDF, IKRun, held_out_problems, report, report_rows, robot_of
 
 from mfk import train
-from mfk.core import cli, config
+from mfk.core import cli, config, ranks
 from mfk.data import IKDataConfig
 from mfk.kinematics import load_robot
 from mfk.losses import TimeConfig
@@ -90,16 +90,18 @@ def main(name: str, presets: Mapping[str, tuple[str, IKRun]], description: str) 
             description=description,
             root=Path("outputs") / name,
         )
-        if isinstance(settings, Solve):
-            solve(settings)
+        if isinstance(settings, IKRun):
+            run(name, settings)
         elif isinstance(settings, Evaluate):
             evaluate(settings)
+        elif not ranks.alone():
+            return
+        elif isinstance(settings, Solve):
+            solve(settings)
         elif isinstance(settings, Export):
             export(settings)
-        elif isinstance(settings, View):
-            view(presets["default"][1], settings)
         else:
-            run(name, settings)
+            view(presets["default"][1], settings)
 
     cli.main(program, train.TrainingDiverged)
 

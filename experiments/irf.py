@@ -15,11 +15,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from irf_commands import COMMANDS, command
+from irf_commands import COMMANDS, Generate, command
 from irf_runs import IRFRun, make_ready, report, task_of
 
 from mfk import train
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.data import batches_of
 from mfk.tasks import irf, irf_data
 from mfk.tasks.irf_net import IRFNetConfig
@@ -102,7 +102,7 @@ def main() -> None:
         )
         if isinstance(given, IRFRun):
             run(given)
-        else:
+        elif isinstance(given, Generate) or ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged)

@@ -19,7 +19,7 @@ from motion_commands import COMMANDS, command
 from motion_runs import MotionRun, draw, export, make_ready, report, task_of
 
 from mfk import train
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.tasks import motion, motion_data, motion_export
 from mfk.tasks.motion_net import MotionNetConfig
 from mfk.train import TrainConfig
@@ -98,7 +98,7 @@ def main() -> None:
         )
         if isinstance(given, MotionRun):
             run(given)
-        else:
+        elif ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged)

@@ -29,7 +29,7 @@ from stick_runs import (
 )
 
 from mfk import train
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.data import batches_of
 from mfk.tasks import stick_data, stick_generate
 from mfk.tasks.stick_net import StickNetConfig
@@ -87,7 +87,7 @@ def main() -> None:
         )
         if isinstance(given, StickRun):
             run(given)
-        else:
+        elif ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged, ImportError)

@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.train.sweep import sweep
 from mfk.train.sweep_grid import Experiment
 
@@ -53,6 +53,8 @@ def experiments() -> list[str]:
 
 def main() -> None:
     """Sweep as the command line says; a user's mistake ends with code 2."""
+    if not ranks.alone():
+        return
     words = sys.argv[1:]
     if {"-h", "--help"} & {*words}:
         print(HELP + ", ".join(experiments()))

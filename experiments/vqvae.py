@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from vqvae_commands import COMMANDS, command
+from vqvae_commands import COMMANDS, Generate, command
 from vqvae_config import translated
 from vqvae_runs import (
     TOKENIZER,
@@ -31,7 +31,7 @@ from vqvae_runs import (
 )
 
 from mfk import train
-from mfk.core import cli
+from mfk.core import cli, ranks
 from mfk.data import batches_of
 from mfk.tasks import vqvae_data, vqvae_report
 from mfk.tasks.vqvae import VQVAEConfig
@@ -82,7 +82,7 @@ def main() -> None:
             )
         if isinstance(given, VQVAERun):
             run(given)
-        else:
+        elif isinstance(given, Generate) or ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged, ModuleNotFoundError)

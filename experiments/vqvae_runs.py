@@ -13,7 +13,7 @@ import numpy as np
 from tyro.conf import Fixed, Suppress
 
 from mfk import train
-from mfk.core import tree
+from mfk.core import ranks, tree
 from mfk.core.types import Task, Tree
 from mfk.data import LoaderConfig, generate_operators
 from mfk.data.categories import Categories
@@ -92,13 +92,15 @@ def make_ready(settings: VQVAERun) -> Ready:
     check_config(settings.train)
     vqvae.check_vqvae(settings.vqvae)  # before data are made that take minutes
     file = settings.data.data
-    if not file.exists() and file.name in BASELINES:
+    # Asked once: it appears before the last rank has looked.
+    if file.name in BASELINES and not ranks.first(file.exists):
         if settings.run.dry_run:
             raise FileNotFoundError(
                 f"{file} is not there, and a dry run makes nothing; make it by: "
                 f"vqvae.py generate --output {file} --samples {BASELINES[file.name]}"
             )
-        print(f"{file} is not there: simulating {BASELINES[file.name]:,} operators", file=sys.stderr)
+        if ranks.current().rank == 0:
+            print(f"{file} is not there: simulating {BASELINES[file.name]:,} operators", file=sys.stderr)
         file.parent.mkdir(parents=True, exist_ok=True)
         generate_operators(file, BASELINES[file.name], progress=show_progress)
     data = open_data(settings)

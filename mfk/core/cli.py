@@ -12,12 +12,14 @@ or else ``latest`` in the experiment's own folder. The config that comes back ho
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import operator
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, overload
 
@@ -154,7 +156,8 @@ def parse(
 def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """Run a program; a user's mistake ends it with "error: ..." on stderr and exit code 2.
 
-    Started by torchrun it joins the other processes first, see `mfk.core.ranks.joined`.
+    Started by torchrun it joins the other processes first, see `mfk.core.ranks.joined`; of
+    several that fail, the first says why.
 
     Args:
         fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback, and Ctrl-C
@@ -163,7 +166,12 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """
     try:
         with ranks.joined():
-            fn()
+            try:
+                fn()
+            except Exception:
+                if not ranks.first_to_fail():
+                    raise SystemExit(2) from None
+                raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -181,7 +189,8 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    if ranks.first_to_fail():
+        print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -231,14 +240,31 @@ def _tyro(
         words = words[1:] if words[:1] == ["default"] else words
     elif words[:1] and words[0].startswith("-") and not {"-h", "--help", *presets, *commands} & {*words}:
         words = ["default", *words]  # by itself tyro finds the default for a --flag, not for a --no-flag
-    return tyro.cli(
-        functools.reduce(operator.or_, choices),
-        default=line(None, presets["default"][1]),
-        prog=prog,
-        description=description,
-        args=words,
-        config=(conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs),
-    )
+    with _said_once():
+        return tyro.cli(
+            functools.reduce(operator.or_, choices),
+            default=line(None, presets["default"][1]),
+            prog=prog,
+            description=description,
+            args=words,
+            config=(conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs),
+        )
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Around what ends all ranks with the same words on stderr: one of them says these."""
+    if ranks.current().count == 1:
+        yield
+        return
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            yield
+    except SystemExit:
+        if words.getvalue() and ranks.first_to_fail():
+            sys.stderr.write(words.getvalue())
+        raise
 
 
 def _spell(words: list[str], flags: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -22,6 +22,11 @@ from mfk.core.types import Tree
 
 T = TypeVar("T")
 
+_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+
 
 class RankLost(RuntimeError):
     """Another process of the run has ended, or cannot be reached; its own message says why."""
@@ -80,7 +85,32 @@ def joined() -> Iterator[Ranks]:
         yield here
     finally:
         sys.stdout = printed
+        if dist.is_initialized():  # see `alone`
+            dist.destroy_process_group()
+
+
+def alone() -> bool:
+    """Part from the other ranks, which must call this too; whether it is this one that has work to do.
+
+    Rank 0 goes on as if it had been started by itself, and so do the processes that it starts.
+    """
+    here = current()
+    if here.count > 1:
         dist.destroy_process_group()
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+    return here.rank == 0
+
+
+def first_to_fail() -> bool:
+    """Whether no other rank has asked this before: the one that has told the user why all of them end."""
+    if current().count == 1:
+        return True
+    try:
+        # The store through which they found each other; torch has no public name for it.
+        return dist.distributed_c10d._get_default_store().add("mfk: failed", 1) == 1
+    except RuntimeError:  # whoever kept it is gone
+        return True
 
 
 def add_up(values: Tree) -> Tree:

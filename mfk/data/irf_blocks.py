@@ -73,6 +73,11 @@ def make_block(block: Block) -> int:
     return block.rows
 
 
+def block_marked(block: Block) -> bool:
+    """Whether this block is on the disk as a whole, made by whichever process."""
+    return _mark(block).exists()
+
+
 def block_found(block: Block) -> bool:
     """Whether an earlier call made this block, whose files are as it left them."""
     mark = _mark(block)

@@ -1,4 +1,7 @@
-"""Data sets of impulse responses, made block by block in a folder beside them: the same bytes for a seed."""
+"""Data sets of impulse responses, made block by block in a folder beside them: the same bytes for a seed.
+
+The processes that torchrun has started make one data set together; see `mfk.data.resumable`.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,30 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mfk.core import ranks
 from mfk.core.files import read_json, write_atomically
 from mfk.core.types import describe
-from mfk.data.irf_blocks import DATA, DONE, Block, block_found, make_block
+from mfk.data.claims import any_at_work, changes, check_alike, make_by_all
+from mfk.data.irf_blocks import DATA, DONE, Block, block_found, block_marked, make_block
 from mfk.data.irf_layout import NO_DATE, describe_data_set, lay_out_arrays
 from mfk.data.irf_splits import LEAST, split_samples
-from mfk.data.resumable import LOCK, held, sync_folder
+from mfk.data.resumable import LOCK, busy, explained, held, sync_folder
 from mfk.data.worlds import WORLDS, World, check_world, manifest
 
 BLOCK = 1000
 """Samples made at a time, and in a chunk. The last bits of some worlds depend on it, so it is no option."""
 
-_RECORD = "record.json"  # in the folder of unfinished work, beside `DATA` and `DONE`
+# In the folder of unfinished work, beside `DATA` and `DONE`; by locks on the second ranks claim their blocks.
+_RECORD, _CLAIMS = "record.json", ".claims"
 
 
 class GeneratedIRF(NamedTuple):
@@ -51,7 +57,8 @@ def generate_irf(
 ) -> GeneratedIRF:
     """Draw parameters from each world's prior, solve it, simulate it, and write what comes out.
 
-    Sample i of a world depends on (seed, world, i) alone, whatever the number of samples, worlds or workers.
+    Sample i of a world depends on (seed, world, i) alone, whatever the number of samples, worlds, workers or
+    ranks. Under torchrun every rank must make the same call.
     Its responses are those of the parameters as stored, in float32, computed in float64.
 
     The data set appears complete or not at all. Unfinished work lies in the folder ``<root>.parts``; after an
@@ -63,14 +70,16 @@ def generate_irf(
         worlds: names of `WORLDS`, or worlds of your own.
         samples: of each world, N >= 6.
         seed: of all draws and of the splits.
-        workers: processes; with more than one, a script must guard its start by ``__name__``.
+        workers: processes; with more than one, a script must guard its start by ``__name__``. With several
+            ranks these are the processes, and each has one worker.
         version: of the data set, three numbers with points.
         created_at: date for the manifest, ISO 8601.
         git_hash: for the manifest.
-        progress: called with (samples there, samples in all) at the start and after each block.
+        progress: called on rank 0 with (samples there, samples in all) at the start and after each block.
 
     Raises:
-        ValueError: a bad setting, an unknown world, or a work folder that is damaged or of other settings.
+        ValueError: a bad setting, an unknown world, a work folder that is damaged or of other settings, or
+            this rank would make other samples than rank 0.
         FileExistsError: `root` exists, or another process is writing it.
         OSError: the disk is full, or the folder cannot be written to; what is done is kept.
     """
@@ -79,38 +88,68 @@ def generate_irf(
     work = root.with_name(root.name + ".parts")
     settings = _settings(chosen, samples, seed)
     record = {"settings": settings, "version": version, "created_at": created_at, "git_hash": git_hash}
+    blocks = [
+        Block(work, world, number, min(BLOCK, samples - first), BLOCK, seed)
+        for world in chosen
+        for number, first in enumerate(range(0, samples, BLOCK))
+    ]
+    total = samples * len(chosen)
+    with ExitStack() as holding:
+        begun = ranks.first(lambda: _begin(root, work, record, blocks, holding))
+        check_alike(root, begun.record["settings"], settings)
+        found = total - sum(blocks[i].rows for i in begun.missing)
+        if not begun.complete:
+            done = found
+
+            def told(block: int) -> None:
+                nonlocal done
+                done += blocks[block].rows
+                if ranks.current().rank == 0:
+                    progress(done, total)
+
+            if ranks.current().rank == 0:
+                progress(done, total)
+            _make(root, blocks, begun.missing, workers, told)
+        ranks.first(lambda: _end(root, work, chosen, samples, seed, begun))
+    return GeneratedIRF(root, total, found)
+
+
+class _Begun(NamedTuple):
+    """What rank 0 tells the others before the first block."""
+
+    record: dict[str, Any]
+    missing: list[int]  # which blocks
+    complete: bool  # the data set is there: only the folder is left to be removed
+
+
+def _begin(root: Path, work: Path, record: dict[str, Any], blocks: list[Block], holding: ExitStack) -> _Begun:
+    """Hold the folder of the work while `holding` is open, and make ready what will be filled."""
     if os.path.lexists(root) and not work.is_dir():
         raise _taken(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     _check_folder(work)
-    with held(root, work):
-        record = _keep_record(root, work, record)
-        blocks = [
-            Block(work, world, number, min(BLOCK, samples - first), BLOCK, seed)
-            for world in chosen
-            for number, first in enumerate(range(0, samples, BLOCK))
-        ]
-        total = samples * len(chosen)
-        complete = os.path.lexists(root)  # all that was left to do was to remove the folder
-        missing = [] if complete else [block for block in blocks if not block_found(block)]
-        found = total - sum(block.rows for block in missing)
-        if not complete:
-            for world in chosen:
-                lay_out_arrays(work / DATA / world.name, world, samples, BLOCK)
-            done = found
-            progress(done, total)
-            for rows in _made(missing, workers):
-                done += rows
-                progress(done, total)
-            _finish(root, work, chosen, samples, seed, record)
-        _remove(work)
-    return GeneratedIRF(root, total, found)
+    holding.enter_context(held(root, work))
+    record = _keep_record(root, work, record)
+    if os.path.lexists(root):
+        return _Begun(record, [], True)
+    with (work / _CLAIMS).open("ab") as claims:
+        if any_at_work(claims):
+            raise busy(root)
+    missing = [i for i, block in enumerate(blocks) if not block_found(block)]
+    for world in {block.world.name: block.world for block in blocks}.values():
+        samples = sum(block.rows for block in blocks if block.world.name == world.name)
+        lay_out_arrays(work / DATA / world.name, world, samples, BLOCK)
+    return _Begun(record, missing, False)
 
 
 def _check(worlds: Sequence[str | World], samples: int, seed: int, workers: int, version: str) -> list[World]:
     for name, value, least in (("samples", samples, LEAST), ("workers", workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an int >= {least}, got {describe(value)}")
+    if workers > 1 and ranks.current().count > 1:
+        raise ValueError(
+            f"workers: expected 1 on each of several ranks, got {workers}; start more ranks instead"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed: expected an int, got {describe(seed)}")
     if not (isinstance(version, str) and [part.isdecimal() for part in version.split(".")] == 3 * [True]):
@@ -170,40 +209,53 @@ def _keep_record(root: Path, work: Path, record: dict[str, Any]) -> dict[str, An
     except ValueError as error:
         raise ValueError(f"{error}. To begin again, delete the folder {work}.") from None
     ours = record["settings"]
-    changed = [name for name in {**settings, **ours} if settings.get(name) != ours.get(name)]
+    changed = changes(settings, ours)
     if os.path.lexists(root) and (changed or (work / DATA).exists()):
         raise _taken(root)
     if changed:
-        changes = ", ".join(f"{name} {settings.get(name)} -> {ours.get(name)}" for name in changed)
         raise ValueError(
-            f"{work}: holds unfinished work of other settings ({changes}). Give the settings that it was "
+            f"{work}: holds unfinished work of other settings ({changed}). Give the settings that it was "
             f"started with, or another root. To begin again, delete the folder {work}."
         )
     return kept
 
 
-def _made(blocks: list[Block], workers: int) -> Iterator[int]:
-    """Make the blocks; yields the number of rows of each as it is there."""
-    if workers == 1 or len(blocks) < 2:
-        for block in blocks:
-            yield make_block(block)
+def _make(
+    root: Path, blocks: list[Block], missing: list[int], workers: int, told: Callable[[int], None]
+) -> None:
+    """Make the missing blocks, together with the other ranks, and tell of each once it is there."""
+    work = blocks[0].work
+
+    def make(i: int) -> None:
+        with explained(root, work):
+            make_block(blocks[i])
+
+    if workers == 1 or len(missing) < 2:
+        with (work / _CLAIMS).open("r+b") as claims:
+            make_by_all(claims, missing, lambda i: block_marked(blocks[i]), make, told)
         return
     # Not forked: zarr and torch have threads.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(blocks)), mp_context=context)
+    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context)
     try:
-        for future in as_completed([pool.submit(make_block, block) for block in blocks]):
-            yield future.result()
+        made = {pool.submit(make_block, blocks[i]): i for i in missing}
+        for future in as_completed(made):
+            with explained(root, work):
+                future.result()
+            told(made[future])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _finish(
-    root: Path, work: Path, worlds: list[World], samples: int, seed: int, record: dict[str, Any]
-) -> None:
-    """Write splits and manifest, and let the data set appear."""
+def _end(root: Path, work: Path, worlds: list[World], samples: int, seed: int, begun: _Begun) -> None:
+    """Write splits and manifest, let the data set appear, and remove the folder of the work."""
     import zarr
 
+    if begun.complete:
+        _remove(work)
+        return
+    for left in (work / DATA).rglob("*.partial"):  # of a process that was killed while zarr wrote a chunk
+        left.unlink()
     simulators = {}
     for world in worlds:
         folder = work / DATA / world.name
@@ -211,20 +263,23 @@ def _finish(
         split = split_samples(world, torch.from_numpy(theta).double(), seed)
         write_atomically(folder / "splits.json", json.dumps(split.samples) + "\n")
         simulators[world.name] = {"n_samples": samples, **manifest(world), "held_out": split.held_out}
-    made_by = {name: value for name, value in record["settings"].items() if name != "worlds"}
-    text = describe_data_set(simulators, record, seed, made_by)
+    made_by = {name: value for name, value in begun.record["settings"].items() if name != "worlds"}
+    text = describe_data_set(simulators, begun.record, seed, made_by)
     write_atomically(work / DATA / "manifest.json", text)
     if os.path.lexists(root):
         raise _taken(root)
     (work / DATA).rename(root)
     sync_folder(root.parent)
+    _remove(work)
 
 
 def _check_folder(work: Path) -> None:
     """Refuse a folder that is somebody else's, before a lock is put into it."""
     names = set(os.listdir(work)) if work.is_dir() else set()
     strange = [
-        name for name in sorted(names - {_RECORD, DATA, DONE, LOCK}) if not name.startswith(f".{_RECORD}.")
+        name
+        for name in sorted(names - {_RECORD, _CLAIMS, DATA, DONE, LOCK})
+        if not name.startswith(f".{_RECORD}.")
     ]
     if strange:
         raise ValueError(
@@ -236,7 +291,7 @@ def _check_folder(work: Path) -> None:
 def _remove(work: Path) -> None:
     shutil.rmtree(work / DONE, ignore_errors=True)
     # The record last: as long as it is there, the same settings find out that the data set is complete.
-    for name in (LOCK, _RECORD):
+    for name in (LOCK, _CLAIMS, _RECORD):
         (work / name).unlink(missing_ok=True)
     # A second process may have come in; it will find the data set complete, and remove the folder.
     with suppress(OSError):

@@ -1,4 +1,7 @@
-"""Data sets of reaction-diffusion operators and their features: made by blocks, the same bytes for a seed."""
+"""Data sets of reaction-diffusion operators and their features: made by blocks, the same bytes for a seed.
+
+The processes that torchrun has started make one file together; see `mfk.data.resumable`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfk.core import rng
+from mfk.core import ranks, rng
 from mfk.core.files import read_json, replaced_whole, write_atomically
 from mfk.core.types import Rows, describe
+from mfk.data.claims import check_alike
 from mfk.data.operator_initial import initial_statistics
 from mfk.data.operator_layout import PRODUCTS, column_shapes, fill_file
 from mfk.data.operator_simulate import FRAME, PARAMETERS, initial_fields, simulate
@@ -59,7 +63,7 @@ def generate_operators(
     i: a longer file begins with the samples of a shorter one. The file appears complete or not at all.
     Unfinished work lies in the folder ``<path>.parts``; after an error, Ctrl-C or kill -9 the same call goes
     on with it, to the same bytes. These are given by the arguments, the versions of torch, NumPy, h5py and
-    HDF5, and the CPU's vector instructions.
+    HDF5, and the CPU's vector instructions. Under torchrun every rank must make the same call.
 
     Args:
         path: ends in .h5 or .hdf5; it must not exist, its folder must.
@@ -68,37 +72,54 @@ def generate_operators(
         realisations: M >= 2, of the noise. The spread over a few is itself uncertain: see `AGGREGATES`.
         grid: n >= 16 cells along each axis.
         steps: a multiple of 5, at least 50; a frame is kept of each five.
-        progress: called with (samples there, samples in all) at the start and after each block.
+        progress: called on rank 0 with (samples there, samples in all) at the start and after each block.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: a bad setting, or a work folder that is damaged or of other settings.
+        ValueError: a bad setting, a work folder that is damaged or of other settings, or this rank would make
+            other samples than rank 0.
         FileExistsError: `path` exists, or another process is writing it.
         FileNotFoundError, NotADirectoryError: the folder of the file.
         OSError: the disk is full, or the folder cannot be written to; what is done is kept.
     """
     path = Path(os.path.abspath(path))
     _check(path, samples, seed, realisations, grid, steps)
+    work = path.with_name(path.name + ".parts")
+    config = {"seed": seed, "realisations": realisations, "grid": grid, "steps": steps}
+    settings, told = {"samples": samples, **config, **_versions()}, progress or (lambda done, samples: None)
+    with ExitStack() as holding:
+        kept, left = ranks.first(lambda: _begin(path, work, settings, holding))
+        check_alike(path, kept, settings)
+        try:
+            if left == _ROWS:
+                _make_rows(work / _ROWS, samples, config, told)
+            elif left == _FILE and ranks.current().rank == 0:
+                told(samples, samples)
+            ranks.first(lambda: _end(path, work, config, left is None))
+        except BaseException:
+            # Where nothing was begun that could be gone on with.
+            if ranks.current().rank == 0 and work.is_dir() and {*os.listdir(work)} <= {_RECORD, LOCK}:
+                _remove(work)
+            raise
+    return path
+
+
+def _begin(
+    path: Path, work: Path, settings: dict[str, Any], holding: ExitStack
+) -> tuple[dict[str, Any], str | None]:
+    """Hold the folder of the work while `holding` is open; the settings, and what is to be made next."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    work = path.with_name(path.name + ".parts")
     if os.path.lexists(path) and not work.is_dir():
         raise _taken(path)
     _check_folder(work)
-    config = {"seed": seed, "realisations": realisations, "grid": grid, "steps": steps}
-    with held(path, work):
-        _keep_record(path, work, {"samples": samples, **config, **_versions()})
-        if not os.path.lexists(path):
-            try:
-                _make(path, work, samples, config, progress or (lambda done, samples: None))
-            except BaseException:
-                if {*os.listdir(work)} <= {_RECORD, LOCK}:  # nothing was begun that could be gone on with
-                    _remove(work)
-                raise
-        _remove(work)
-    return path
+    holding.enter_context(held(path, work))
+    _keep_record(path, work, settings)
+    if os.path.lexists(path):
+        return settings, None
+    return settings, _ROWS if not any((work / name).exists() for name in (_ROWS, _FILE)) else _FILE
 
 
 def draw_operators(seed: int, block: int, realisations: int, grid: int, steps: int) -> dict[str, Tensor]:
@@ -137,18 +158,23 @@ def draw_operators(seed: int, block: int, realisations: int, grid: int, steps: i
     return columns
 
 
-def _make(path: Path, work: Path, samples: int, config: dict[str, int], progress: _Progress) -> None:
+def _make_rows(rows: Path, samples: int, config: dict[str, int], progress: _Progress) -> None:
+    shapes = column_shapes(config)
+    layout = lay_out(rows, {name: int(np.prod(shape)) for name, shape in shapes.items()}, samples)
+
+    def draw(block: int) -> dict[str, Tensor]:
+        return {name: x.flatten(1) for name, x in draw_operators(block=block, **config).items()}
+
+    write_resumably(rows, layout, {}, BLOCK, draw, progress)
+
+
+def _end(path: Path, work: Path, config: dict[str, int], complete: bool) -> None:
+    """Turn the rows into the file, let it appear, and remove the folder of the work."""
     rows, file, shapes = work / _ROWS, work / _FILE, column_shapes(config)
+    if complete:
+        _remove(work)
+        return
     if not file.exists():
-        if rows.exists():
-            progress(samples, samples)
-        else:
-            layout = lay_out(rows, {name: int(np.prod(shape)) for name, shape in shapes.items()}, samples)
-
-            def draw(block: int) -> dict[str, Tensor]:
-                return {name: x.flatten(1) for name, x in draw_operators(block=block, **config).items()}
-
-            write_resumably(rows, layout, {}, BLOCK, draw, progress)
         columns = {name: x.unflatten(1, shapes[name]) for name, x in read_tensors(rows).items()}
         with replaced_whole(file) as part, h5py.File(part, "w") as written:
             fill_file(written, columns, config)
@@ -161,6 +187,7 @@ def _make(path: Path, work: Path, samples: int, config: dict[str, int], progress
         raise _taken(path)
     file.rename(path)
     sync_folder(path.parent)
+    _remove(work)
 
 
 def _check(path: Path, samples: int, seed: int, realisations: int, grid: int, steps: int) -> None:

@@ -1,35 +1,41 @@
-"""A data file that is made block by block in a folder beside it; a killed process's work is gone on with."""
+"""A data file that is made block by block in a folder beside it; a killed process's work is gone on with.
+
+The processes that torchrun has started make one file together, its bytes the same as those of one process.
+On several machines the folder must lie on a file system that they share, with locks (NFS has them).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from mfk.core import ranks
 from mfk.core.files import read_json, write_atomically
 from mfk.core.types import describe
+from mfk.data.claims import Settings, any_at_work, changes, check_alike, make_by_all
 from mfk.data.tensor_writer import Layout, seal, write_rows
-
-Settings = Mapping[str, str | int | float]
-"""What the rows of a file depend on, by name."""
 
 LOCK = ".lock"
 """The file in a work folder that tells whether a process holds it."""
 
-_PART, _RECORD = "rows", "record.json"  # the other files in the folder
+# The other files in the folder. Of the last each byte is 1 once the block of its number is on the disk. The
+# record has the number of rows, from the first on, that are there for sure: all, once the last block is.
+_PART, _RECORD, _DONE = "rows", "record.json", "done"
 
 
 class _Job(NamedTuple):
     path: Path
     work: Path  # the folder of unfinished work
     layout: Layout
-    settings: dict[str, str | int | float]
+    settings: Settings
+    block: int  # rows
 
 
 def write_resumably(
@@ -42,8 +48,10 @@ def write_resumably(
 ) -> int:
     """Write the planned file, or what is missing of it; it appears complete or not at all.
 
-    Unfinished work lies in the folder ``<path>.parts``. Rows are counted in its record once they are on
-    the disk; whatever else a killed process has left there is made again.
+    Unfinished work lies in the folder ``<path>.parts``. A block is marked there once it is on the disk;
+    whatever else a killed process has left there is made again. Under torchrun every rank must make the same
+    call: rank 0 holds the folder, each block is made by the rank that comes to it first, and any number of
+    ranks goes on with the work of any other. If one of them fails, nothing appears under the name.
 
     Args:
         path: of the file; it must not exist, its folder must.
@@ -52,19 +60,41 @@ def write_resumably(
         block: rows that are made at a time.
         draw: (number of a block) -> its `block` rows, the same ones at every call; of the last block
             the first rows are taken.
-        progress: called with (rows there, rows in all) at the start and after each block.
+        progress: called on rank 0 with (rows there, rows in all) at the start and after each block of any.
 
     Returns:
         The number of rows that were there already.
 
     Raises:
         ValueError: the folder holds work of other settings, damaged work, or something else; or `draw`
-            returns other rows than planned.
+            returns other rows than planned; or this rank would make other rows than rank 0.
         FileExistsError: the file exists, or another process is writing it.
         FileNotFoundError, NotADirectoryError: the folder of the file.
-        OSError: too little space, or the folder cannot be written to; what is done is kept.
+        OSError: too little space, or the folder cannot be written to; what is done is kept. What rank 0
+            finds before the blocks and after them is raised on all ranks.
     """
-    job = _Job(path, path.with_name(path.name + ".parts"), layout, {"rows": layout.rows, **settings})
+    work = path.with_name(path.name + ".parts")
+    job = _Job(path, work, layout, {"rows": layout.rows, **settings}, block)
+    with ExitStack() as holding:
+        begun = ranks.first(lambda: _begin(job, holding))
+        check_alike(path, begun.settings, job.settings)
+        if not begun.complete:
+            _fill(job, begun.marks, draw, progress if ranks.current().rank == 0 else lambda done, rows: None)
+        ranks.first(lambda: _end(job, begun.complete))
+    return sum(_length(job, i) for i, mark in enumerate(begun.marks) if mark)
+
+
+class _Begun(NamedTuple):
+    """What rank 0 tells the others before the first block."""
+
+    marks: bytes  # 1 for each block that is there, else 0
+    complete: bool  # the file is there: only the folder is left to be removed
+    settings: Settings
+
+
+def _begin(job: _Job, holding: ExitStack) -> _Begun:
+    """Check the places, hold the folder while `holding` is open, and make ready what will be filled."""
+    path = job.path
     if not path.parent.exists():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
     if not path.parent.is_dir():
@@ -73,12 +103,24 @@ def write_resumably(
         raise _taken(path)
     _check_folder(job.work)
     _check_space(job)
-    with held(job.path, job.work):
-        found = _rows_found(job)
-        if not os.path.lexists(path):
-            _fill(job, found, block, draw, progress)
-        _remove(job.work)
-    return found
+    holding.enter_context(held(path, job.work))
+    marks = _found(job)
+    complete = os.path.lexists(path)
+    if not complete:
+        part, done = job.work / _PART, job.work / _DONE
+        with explained(job.path, job.work):
+            if not (job.work / _RECORD).exists():
+                _keep_record(job, 0)
+            part.touch()
+            with part.open("r+b") as file:
+                # Takes the space now, so that a disk is full at the start or not at all.
+                os.posix_fallocate(file.fileno(), 0, job.layout.size)
+            if not done.exists():
+                write_atomically(done, marks)
+        with done.open("r+b") as file:
+            if any_at_work(file):
+                raise busy(path)
+    return _Begun(marks, complete, dict(job.settings))
 
 
 @contextmanager
@@ -92,7 +134,6 @@ def held(path: Path, work: Path) -> Iterator[None]:
     """
     import fcntl
 
-    busy = FileExistsError(f"{path}: another process is writing it. Wait for it, or give another name.")
     lock = work / LOCK
     try:
         work.mkdir(exist_ok=True)
@@ -103,11 +144,32 @@ def held(path: Path, work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise busy from None
+            raise busy(path) from None
         # Between our open and our lock the other process may have finished and removed the folder.
         if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))):
-            raise busy
+            raise busy(path)
         yield
+
+
+def busy(path: Path) -> FileExistsError:
+    """The error where another process writes `path`."""
+    return FileExistsError(f"{path}: another process is writing it. Wait for it, or give another name.")
+
+
+@contextmanager
+def explained(path: Path, work: Path) -> Iterator[None]:
+    """Around what writes `path` by way of the folder `work`: what the system refuses is told with both names.
+
+    Raises:
+        OSError: in place of another.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written: {error.strerror or error}. What is done lies in {work}, "
+            "and the same settings go on with it."
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -123,77 +185,110 @@ def sync_folder(folder: Path) -> None:
 
 def _fill(
     job: _Job,
-    done: int,
-    block: int,
+    found: bytes,
     draw: Callable[[int], dict[str, Tensor]],
     progress: Callable[[int, int], None],
 ) -> None:
-    part, rows = job.work / _PART, job.layout.rows
-    with _explained(job):
-        _keep_record(job, done)
-        part.touch()
-    with part.open("r+b") as file:
-        with _explained(job):
-            # Takes the space now, so that a disk is full at the start or not at all.
-            os.posix_fallocate(file.fileno(), 0, job.layout.size)
-        progress(done, rows)
-        while done < rows:
-            columns = draw(done // block)
-            if any(len(column) != block for column in columns.values()):
+    """Make what is missing, together with the other ranks; it returns once all is there."""
+    with ExitStack() as files:
+        with explained(job.path, job.work):
+            part, marks = (
+                files.enter_context((job.work / name).open("r+b", buffering=0)) for name in (_PART, _DONE)
+            )
+
+        def done(block: int) -> bool:
+            return os.pread(marks.fileno(), 1, block) == b"\1"
+
+        def make(block: int) -> None:
+            columns = draw(block)
+            if any(len(column) != job.block for column in columns.values()):
                 lengths = {name: len(column) for name, column in columns.items()}
-                raise ValueError(f"draw: expected {block} rows of each, got {lengths}")
-            count = min(block, rows - done)
-            with _explained(job):
-                write_rows(file, job.layout, done, {name: x[:count] for name, x in columns.items()})
-                os.fsync(file.fileno())
-                done += count
-                _keep_record(job, done)
-            progress(done, rows)
-        with _explained(job):
+                raise ValueError(f"draw: expected {job.block} rows of each, got {lengths}")
+            rows = {name: x[: _length(job, block)] for name, x in columns.items()}
+            with explained(job.path, job.work):
+                write_rows(part, job.layout, block * job.block, rows)
+                os.fsync(part.fileno())
+                os.pwrite(marks.fileno(), b"\1", block)
+                os.fsync(marks.fileno())
+
+        def told(block: int) -> None:
+            nonlocal there
+            there += _length(job, block)
+            progress(there, job.layout.rows)
+
+        missing = [block for block, mark in enumerate(found) if not mark]
+        there = job.layout.rows - sum(_length(job, block) for block in missing)
+        progress(there, job.layout.rows)
+        make_by_all(marks, missing, done, make, told)
+
+
+def _end(job: _Job, complete: bool) -> None:
+    """Let the file appear, once all blocks are there, and remove the folder."""
+    part = job.work / _PART
+    if not complete:
+        with explained(job.path, job.work), part.open("r+b") as file:
+            _keep_record(job, job.layout.rows)
             seal(file, job.layout)
             os.fsync(file.fileno())
-    if os.path.lexists(job.path):
-        raise _taken(job.path)
-    with _explained(job):
-        part.rename(job.path)
-        sync_folder(job.path.parent)
+        if os.path.lexists(job.path):
+            raise _taken(job.path)
+        with explained(job.path, job.work):
+            part.rename(job.path)
+            sync_folder(job.path.parent)
+    _remove(job.work)
 
 
-def _rows_found(job: _Job) -> int:
-    """How many rows a process before us has left: all of them if it had only the folder left to remove."""
-    record, part = job.work / _RECORD, job.work / _PART
-    for file in job.work.glob(f".{_RECORD}.*"):
-        file.unlink(missing_ok=True)  # of a process that was killed while it wrote its record
+def _found(job: _Job) -> bytes:
+    """The marks that processes before us have left: all blocks' if they had only to remove the folder."""
+    record, part, marks = job.work / _RECORD, job.work / _PART, job.work / _DONE
+    for name in (_RECORD, _DONE):
+        for file in job.work.glob(f".{name}.*"):
+            file.unlink(missing_ok=True)  # of a process that was killed while it wrote this file
     exists = os.path.lexists(job.path)
     if not record.exists():
         if exists:
             _remove(job.work)
             raise _taken(job.path)
-        return 0
+        return _marks(job, 0)
     try:
-        done, settings = _read_record(record)
+        rows, settings = _read_record(record)
     except ValueError as error:
         raise ValueError(f"{error}. {_again(job)}") from None
-    names = {**settings, **job.settings}
-    changed = [name for name in names if settings.get(name) != job.settings.get(name)]
+    changed = changes(settings, job.settings)
     if exists:
-        if changed or done < job.layout.rows or part.exists():
+        if changed or rows < job.layout.rows or part.exists():
             raise _taken(job.path)
-        return done
+        return _marks(job, rows)
     if changed:
-        changes = ", ".join(f"{name} {settings.get(name)} -> {job.settings.get(name)}" for name in changed)
         raise ValueError(
-            f"{job.work}: holds unfinished work of other settings ({changes}). Give the settings that it "
+            f"{job.work}: holds unfinished work of other settings ({changed}). Give the settings that it "
             f"was started with, or another name for the file. {_again(job)}"
         )
+    # Without marks it is the work of a version that counted rows.
+    found = marks.read_bytes() if marks.exists() else _marks(job, rows)
+    if len(found) != len(_marks(job, 0)) or not set(found) <= {0, 1}:
+        raise ValueError(
+            f"{marks}: expected a byte, 0 or 1, for each of {len(_marks(job, 0))} blocks. {_again(job)}"
+        )
     length = max(entry.stop for entry in job.layout.entries)
-    if done and not (part.exists() and part.stat().st_size >= length):
+    if any(found) and not (part.exists() and part.stat().st_size >= length):
         raise ValueError(f"{part}: expected at least {length} bytes, the file is gone or cut. {_again(job)}")
-    return done
+    return found
+
+
+def _marks(job: _Job, rows: int) -> bytes:
+    """Those of the blocks that are whole within the first `rows` rows."""
+    count = -(-job.layout.rows // job.block)
+    return bytes(job.block * i + _length(job, i) <= rows for i in range(count))
+
+
+def _length(job: _Job, block: int) -> int:
+    """Rows of a block that the file has."""
+    return min(job.block, job.layout.rows - block * job.block)
 
 
 def _keep_record(job: _Job, rows: int) -> None:
-    text = json.dumps({"rows": rows, "settings": job.settings}, indent=1)
+    text = json.dumps({"rows": rows, "settings": dict(job.settings)}, indent=1)
     write_atomically(job.work / _RECORD, text + "\n")
 
 
@@ -206,24 +301,13 @@ def _read_record(record: Path) -> tuple[int, dict[str, object]]:
     return data["rows"], data["settings"]
 
 
-@contextmanager
-def _explained(job: _Job) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{job.path}: cannot be written: {error.strerror or error}. What is done lies in {job.work}, "
-            "and the same settings go on with it."
-        ) from error
-
-
 def _check_folder(work: Path) -> None:
     """Refuse a folder that is somebody else's, before a lock is put into it."""
     try:
-        names = set(os.listdir(work)) - {_PART, _RECORD, LOCK}
+        names = set(os.listdir(work)) - {_PART, _RECORD, _DONE, LOCK}
     except (FileNotFoundError, NotADirectoryError):
         return
-    strange = sorted(name for name in names if not name.startswith(f".{_RECORD}."))
+    strange = sorted(name for name in names if not name.startswith((f".{_RECORD}.", f".{_DONE}.")))
     if strange:
         raise ValueError(
             f"{work}: expected a folder of unfinished work, got {', '.join(strange[:3])} in it. "
@@ -242,7 +326,7 @@ def _check_space(job: _Job) -> None:
 
 def _remove(work: Path) -> None:
     # The record last: as long as it is there, the same settings find out that the file is complete.
-    for name in (LOCK, _RECORD):
+    for name in (LOCK, _DONE, _RECORD):
         (work / name).unlink(missing_ok=True)
     # A second process may have come in; it will find the file complete, and remove the folder.
     with suppress(OSError):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfk.core import rng
+from mfk.core import ranks, rng
+from mfk.core.ranks import Ranks
 from mfk.core.types import Model, Params, Rows
 from mfk.data import IKDataConfig, draw_ik
 from mfk.kinematics import Chain, forward
@@ -21,6 +22,9 @@ from mfk.tasks.ik_uncertainty import predict
 Solver = Callable[[Tensor, Tensor], Tensor]
 """(reference [N, dof], pose [N, 7]) -> q [N, dof]."""
 
+
+ROWS = 1_000
+"""Poses whose errors are found at a time: the last bits of a network's answers may depend on it."""
 
 FALLING = (0.07, 0.03, DAMPING)
 """Dampings of three least-squares steps that begin carefully, in m and rad."""
@@ -116,27 +120,49 @@ def held_out(chain: Chain, data: IKDataConfig, poses: int, seed: int = 0) -> Hel
 
 
 def compare(
-    chain: Chain, problems: HeldOut, named: Mapping[str, Solver], *, repeats: int = 7
+    chain: Chain,
+    problems: HeldOut,
+    named: Mapping[str, Solver],
+    *,
+    repeats: int = 7,
+    here: Ranks | None = None,
 ) -> tuple[list[SolverResult], dict[str, PoseErrors]]:
     """Run every solver on held-out problems; errors by forward kinematics in float64.
 
     The time is the median over `repeats` calls on all poses, on the threads at hand; the solvers take turns,
-    so that a machine that slows down slows all of them.
+    so that a machine that slows down slows all of them. Of several ranks, which must all call this, each
+    finds the errors of its share of the poses; all return the errors of all poses, the same as one process.
+    Rank 0 measures the times, on its share; those of the others are not numbers.
 
     Args:
         chain: the robot.
         problems: as from `held_out`.
         named: name -> solver.
         repeats: timed calls of each solver.
+        here: this process among those that share the poses, `ranks.current()`; None: it takes all of them.
     """
-    reference, poses = problems.q_reference, len(problems.q_target)
+    here = here or Ranks(0, 1)
+    poses = len(problems.q_target)
+    blocks = torch.arange(poses).split(ROWS)[here.rank :: here.count]
     pose = forward(chain, problems.q_target.double())
-    errors = {name: pose_errors(chain, solve(reference, pose), pose) for name, solve in named.items()}
-    seconds = [[_time(solve, reference, pose) for solve in named.values()] for _ in range(repeats)]
-    medians = [sorted(times)[repeats // 2] for times in zip(*seconds, strict=True)]
+    errors = {name: PoseErrors(*pose.new_zeros(2, poses)) for name in named}
+    for rows in blocks:
+        for name, solve in named.items():
+            found = pose_errors(chain, solve(problems.q_reference[rows], pose[rows]), pose[rows])
+            for total, own in zip(errors[name], found, strict=True):
+                total[rows] = own
+    if here.count > 1:
+        # Zeros where other ranks have their errors: the sum puts them together, to the bit.
+        together = ranks.add_up(errors)
+        errors = {name: together[name] for name in named}
+    medians = [float("nan")] * len(named)
+    if here.rank == 0:
+        own = torch.cat(blocks)
+        reference, pose = problems.q_reference[own], pose[own]
+        seconds = [[_time(solve, reference, pose) for solve in named.values()] for _ in range(repeats)]
+        medians = [sorted(times)[repeats // 2] / len(own) for times in zip(*seconds, strict=True)]
     results = [
-        _summary(name, errors[name], median / poses * 1e6)
-        for name, median in zip(named, medians, strict=True)
+        _summary(name, errors[name], median * 1e6) for name, median in zip(named, medians, strict=True)
     ]
     return results, errors
 

@@ -51,7 +51,7 @@ def test_an_interrupted_call_is_gone_on_with(
 ) -> None:
     generate_ik(tmp_path / f"whole{suffix}", PANDA, rows=300)
     path = tmp_path / f"x{suffix}"
-    assert {file.name for file in interrupted(path).iterdir()} == {"rows", "record.json", ".lock"}
+    assert {file.name for file in interrupted(path).iterdir()} == {"rows", "done", "record.json", ".lock"}
     calls, drawn, draw = [], [], ik_generate.draw_rows
 
     def counted(*arguments: Any) -> dict[str, Tensor]:
