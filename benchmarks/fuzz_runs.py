@@ -124,8 +124,8 @@ def _read_records(folder: Path) -> None:
     settings = {"seed": 1, "samples": 40, "cpu": "AVX2"}
     operators._keep_record(folder / "operators", works["operators"], settings)
     layout: Any = SimpleNamespace(rows=0, entries=[SimpleNamespace(stop=1)])
-    job = resumable._Job(folder / "rows", works["rows"], layout, {"seed": 1})
-    assert type(resumable._rows_found(job)) is int
+    job = resumable._Job(folder / "rows", works["rows"], layout, {"seed": 1}, 1)
+    assert type(resumable._found(job)) is bytes
     record = {"version": "1.0.0", "created_at": "", "settings": settings}
     irf_generate._keep_record(folder / "irf", works["irf"], record)
     world: Any = SimpleNamespace(name="w")

@@ -164,6 +164,9 @@ def fit(
                 stack.enter_context(runs.locked(run))
             if begins:
                 (run / runs.HISTORY).unlink(missing_ok=True)
+            # Before its logs: a run that is killed in between can then be gone on with.
+            if begins or not ended:
+                runs.write_record(run, record, config.seed)
             opened.append(
                 open_sink(
                     run,
@@ -179,8 +182,6 @@ def fit(
             stack.callback(opened[0].close)
             if not ended:
                 (run / runs.RESULT).unlink(missing_ok=True)
-            if begins or not ended:
-                runs.write_record(run, record, config.seed)
 
         opened: list[Sink] = []
         ranks.first(begin)
