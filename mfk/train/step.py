@@ -113,6 +113,7 @@ def make_train_step(
     members = task.members
     here = ranks.current()
     parts = micro_batches(accumulate, here.count)
+    unchecked = [True]  # whether the carried state stays as it is; looked at once, as it waits for the device
     if shards is not None and members is not None:
         raise ValueError("shards: an ensemble cannot be shared out; train its members by themselves")
     limit = _limit(clip, members, device)
@@ -165,8 +166,9 @@ def make_train_step(
                 moved = aux.state
             elif here.count == 1:
                 carried = aux.state
-            elif state.step == 0:
+            elif unchecked:
                 _check_still(state.state, aux.state)
+                unchecked.clear()
             sums = _add(sums, (grads, total, weight, aux.metrics, moved))
             del grads  # or it would live beside the next one
         assert sums is not None
