@@ -18,6 +18,7 @@ import torch
 from mfk import kinematics
 from mfk.core import cli
 from mfk.data import IKDataConfig, generate_ik
+from mfk.data.ik_generate import BLOCK
 from mfk.losses import TimeConfig
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "generate.py"
@@ -60,9 +61,9 @@ def start(path: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def rows_done(path: Path) -> int:
-    """What the record of unfinished work says, 0 without one."""
+    """Rows of the blocks that unfinished work has marked, 0 without any."""
     try:
-        return int((path.with_name(path.name + ".parts") / "record.json").read_text().split()[2].strip(","))
+        return min(ROWS, BLOCK * sum((path.with_name(path.name + ".parts") / "done").read_bytes()))
     except FileNotFoundError:
         return 0
 
