@@ -109,7 +109,7 @@ def _dataset(path: Path, group: Any, family: str) -> h5py.Dataset:
 
 
 def _listed(path: Path, group: Any) -> str:
-    return ", ".join(names_in(path, group))
+    return ", ".join(map(str, names_in(path, group)))  # of a damaged file a name may be bytes
 
 
 def _stream(where: str, data: h5py.Dataset, limit: int | None) -> np.ndarray:

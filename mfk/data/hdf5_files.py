@@ -35,6 +35,8 @@ def member(path: Path, group: Any, place: str) -> Any:
             if not (isinstance(group, h5py.Group) and name in names_in(path, group)):
                 return None
         link = attempt(path, lambda group=group, name=name: group.get(name, getlink=True))
+        if link is None:
+            raise ValueError(f"{path}: {name!r:.80}: damaged: it is said to be there, and is not")
         if not isinstance(link, h5py.HardLink):
             what = f"a {type(link).__name__} to {getattr(link, 'filename', '')!s:.80}{link.path!s:.80}"
             raise ValueError(

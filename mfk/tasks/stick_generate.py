@@ -81,7 +81,7 @@ def from_json(path: Path) -> Openings:
     try:
         motion = torch.tensor(said["motion"], dtype=torch.float32)
         known = Openings(motion, torch.tensor(said["action"]))
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
     fits = motion.ndim == 3 and motion.shape[1] == OPENING and motion.shape[2] in SEGMENTS and len(motion)
     if not fits or known.action.shape != (len(motion),):
@@ -99,6 +99,8 @@ def opening(known: Openings, action: int, seed: int) -> Tensor:
     chosen = torch.arange(len(known.action))
     if action >= 0 and bool((known.action >= 0).any()):
         chosen = (known.action == action).nonzero()[:, 0]
+    if not len(chosen):
+        raise ValueError(f"action: expected one of {sorted(set(known.action.tolist()))}, got {action}")
     pick = int(rng.uniform(rng.key(seed, "opening"), Rows.all(1), (), torch.float64)[0] * len(chosen))
     return known.motion[chosen[pick]]
 
