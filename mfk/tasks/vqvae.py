@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfk import losses
-from mfk.core import rng
+from mfk.core import rng, tree
 from mfk.core.types import Aux, Batch, Metrics, Rows, Task, Tree
 from mfk.nn import (
     CodebookState,
@@ -186,7 +186,7 @@ def vqvae_task(
                 torch.where(batch["reset"], z.detach()[batch["candidates"][: level.tokens, j]], 0.0)
                 for j, (z, level) in enumerate(zip(parts.latents, nets.levels, strict=True))
             )
-            sums["reset"] = batch["reset"].to(total.dtype)
+            sums["candidate rows"] = batch["reset"] * rows
         return total * rows, rows, Aux(sums, {name: x.detach() * rows for name, x in metrics.items()})
 
     def update(state: Tree, sums: Tree, weight: Tensor) -> tuple[Tree, Metrics]:
@@ -197,7 +197,7 @@ def vqvae_task(
         metrics: Metrics = {}
         if every is not None:
             resets = [
-                _reset(config, book, candidates, sums["reset"] > 0)
+                _reset(config, book, candidates, sums["candidate rows"])
                 for book, candidates in zip(books, sums["candidates"], strict=True)
             ]
             books = [book for book, _ in resets]
@@ -326,14 +326,20 @@ def _moving(state: Tree) -> list[str]:
 
 
 def _reset(
-    config: VQVAEConfig, book: CodebookState, candidates: Tensor, due: Tensor
+    config: VQVAEConfig, book: CodebookState, candidates: Tensor, rows: Tensor
 ) -> tuple[CodebookState, Tensor]:
-    """The codebook with unused codes replaced, where it is due; and the share that was."""
+    """The codebook with unused codes replaced, and the share that was; none where there are no rows for it.
+
+    Of fewer rows than codes each becomes one code at most: rounding would decide between two that are alike.
+    """
+    place = book.count.argsort(stable=True).argsort(stable=True)
+    few = rows < len(place)
     fresh, replaced = reset_dead(
         book,
-        candidates,
+        candidates[torch.where(few, place, torch.arange(len(place), device=place.device))],
         threshold=config.dead_code_threshold,
         max_fraction=config.dead_code_max_reset_fraction,
     )
-    kept = CodebookState(*(torch.where(due, new, old) for new, old in zip(fresh, book, strict=True)))
-    return kept, (replaced & due).to(candidates.dtype).mean()
+    due = place < torch.where(few, rows, len(place))
+    kept = (torch.where(tree.along(due, old), new, old) for new, old in zip(fresh, book, strict=True))
+    return CodebookState(*kept), (replaced & due).to(candidates.dtype).mean()
