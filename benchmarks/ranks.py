@@ -12,6 +12,7 @@ of the tokenizer couples the rows of a micro-batch: it has four of them whatever
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import socket
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of stick.py large")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None, help="of a file that exists other systems are kept")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process's results
     parser.add_argument("--memory", choices=_MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -107,7 +108,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         begun = time.perf_counter()
         launch(count, [*words, "--folder", str(folder)], folder)
         print(f"# {count} processes: {time.perf_counter() - begun:.0f} s")
-    table, checks = [], []
+    table = []
     for system in options.systems:
         for mode in options.modes:
             alone = torch.load(folder / f"{system} {mode.split()[0]} 1.pt")
@@ -116,11 +117,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 if not file.exists():
                     continue
                 found = torch.load(file)
-                row = {"system": system, "mode": mode, "ranks": count} | against(found, alone)
-                table.append(row)
-                if found is not alone and not (count == 1 and "sharded" not in mode):
-                    checks += claims(row)
-    memory = []
+                table.append({"system": system, "mode": mode, "ranks": count} | against(found, alone))
+    memory: list[dict[str, Any]] = []
     if not options.no_memory:
         for kind in _MEMORY:
             for count in options.ranks:
@@ -128,14 +126,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 memory.append(
                     {"kind": kind, "ranks": count, **torch.load(folder / f"memory {kind} {count}.pt")}
                 )
-        for count in options.ranks[1:]:
-            whole, part = (
-                next(m["megabytes"] for m in memory if m["kind"] == kind and m["ranks"] == count)
-                for kind in _MEMORY
-            )
-            checks.append(
-                Check(f"stick large, {count} ranks: memory sharded / replicated", part / whole, 0.95)
-            )
+    if options.out is not None and options.out.exists():
+        before = json.loads(options.out.read_text(encoding="utf-8"))
+        table = [row for row in before["table"] if row["system"] not in options.systems] + table
+        memory = memory or before["memory"]
+    checks = [check for row in table for check in claims(row)] + lighter(memory)
     for row in table:
         print(
             f"{row['system']:8}{row['mode']:17}{row['ranks']} ranks  largest {row['largest']:.1e}  "
@@ -166,8 +161,20 @@ def against(found: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def lighter(memory: list[dict[str, Any]]) -> list[Check]:
+    """What a model that is shared out must save, of several processes."""
+    held = {(m["kind"], m["ranks"]): m["megabytes"] for m in memory}
+    return [
+        Check(f"stick large, {n} ranks: memory sharded / replicated", held["sharded", n] / whole, 1.0)
+        for (kind, n), whole in held.items()
+        if kind == "replicated" and n > 1
+    ]
+
+
 def claims(row: dict[str, Any]) -> list[Check]:
-    """What a row must keep to."""
+    """What a row must keep to; nothing for the one that the others are compared with."""
+    if row["ranks"] == 1 and "sharded" not in row["mode"]:
+        return []
     name = f"{row['system']}, {row['mode']}, {row['ranks']} ranks: "
     if row["mode"].startswith("float64"):
         # Clipping decides in all of them at times, and in vqvae an argmin.

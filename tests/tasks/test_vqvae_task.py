@@ -388,6 +388,22 @@ def test_a_reset_replaces_no_more_than_its_share(tmp_path: Path, accumulate: int
     assert int(far.sum()) == 2  # of six codes two are a third
 
 
+def test_no_two_codes_become_one_row(tmp_path: Path) -> None:
+    """A micro-batch of three rows for four unused codes: rounding would choose between two that are alike."""
+    made = Tokenizer(
+        tmp_path, dead_code_reset_interval=1, per_epoch=1, dead_code_threshold=50.0,
+        dead_code_max_reset_fraction=1.0,
+    )  # fmt: skip
+    made.state = with_dead(made, (0, 1, 2, 3))
+    state, _ = started(made)
+    before = state.state["books"]["0"].codes.clone()
+    state, _ = stepper(made, accumulate=6)(state, {"x": made.x[:18]})
+    codes = state.state["books"]["0"].codes
+    moved = codes[:4][(codes[:4] - before[:4]).abs().amax(-1) > 100]
+    assert len(moved) == 3
+    assert torch.pdist(moved).min() > 1e-6
+
+
 def test_draws_do_not_depend_on_the_split_of_a_batch(tmp_path: Path) -> None:
     made = Tokenizer(tmp_path, dead_code_reset_interval=1, per_epoch=2)
     whole = made.task.draw(0, 1, Rows.all(18), {}, {"x": made.x[:18]})
