@@ -10,6 +10,8 @@ import os
 import pickle
 import re
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +24,9 @@ from mfk.core import tree
 from mfk.core.types import Tree
 
 T = TypeVar("T")
+
+_AGENT: list[Any] = []  # torchrun's store, which outlives a restart of the processes
+_JOINING = 600.0  # seconds that the processes wait for the last of them
 
 _VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
@@ -55,20 +60,13 @@ def joined() -> Iterator[Ranks]:
     What any but rank 0 prints to stdout is dropped; errors are not.
 
     Raises:
-        ValueError: torchrun's variables are incomplete.
+        ValueError: torchrun's variables are incomplete, or no numbers.
+        RankLost: another process ended, or did not come in ten minutes.
     """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count == "1" or current().count > 1:
+    rank, count = _told_by_torchrun()
+    if count == 1 or current().count > 1:
         yield current()
         return
-    missing = [
-        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]
-    if missing or not count.isdecimal():
-        raise ValueError(
-            f"WORLD_SIZE: expected torchrun's variables beside it, got {count!r} and no "
-            f"{', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
-        )
     backend = "gloo"
     # NCCL takes one process a device; more of them than devices still talk over gloo.
     if (
@@ -78,7 +76,10 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     with _answered():
-        dist.init_process_group(backend)
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, count)))
+        _AGENT.append(store)
+        own = dist.PrefixStore(_agreed(store, rank, count), store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=count)
     here, printed = current(), sys.stdout
     try:
         if here.rank:
@@ -86,8 +87,31 @@ def joined() -> Iterator[Ranks]:
         yield here
     finally:
         sys.stdout = printed
+        _AGENT.clear()
         if dist.is_initialized():  # see `alone`
             dist.destroy_process_group()
+
+
+def check_joined() -> None:
+    """ValueError if torchrun has started this process with others that it has not joined."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and current().count == 1:
+        raise ValueError(
+            f"WORLD_SIZE: this is one of {os.environ['WORLD_SIZE']} processes that have not joined: call "
+            "within `with mfk.core.ranks.joined():`, or hand the program to `mfk.core.cli.main`"
+        )
+
+
+def remember(name: str, value: str) -> None:
+    """Have torchrun keep a word for the processes that it may start in place of these; alone, nothing."""
+    if _AGENT:
+        _AGENT[0].set(f"mfk {name}", value)
+
+
+def recalled(name: str) -> str | None:
+    """What `remember` was told in this launch of torchrun, maybe by processes that are no more."""
+    if not _AGENT or not _AGENT[0].check([f"mfk {name}"]):
+        return None
+    return _AGENT[0].get(f"mfk {name}").decode()
 
 
 def alone() -> bool:
@@ -226,6 +250,63 @@ def from_first(values: Tree) -> Tree:
     return tree.map(one, values)
 
 
+def _told_by_torchrun() -> tuple[int, int]:
+    """Rank and number of the processes, as torchrun's variables say; 0 of 1 without them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    missing = [
+        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE: expected torchrun's variables beside it, got {os.environ['WORLD_SIZE']!r} and "
+            f"no {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
+        )
+    said = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    if not all(value.isdecimal() for value in said.values()) or not int(said["RANK"]) < int(
+        said["WORLD_SIZE"]
+    ):
+        raise ValueError(f"WORLD_SIZE, RANK, LOCAL_RANK: expected numbers as torchrun sets them, got {said}")
+    return int(said["RANK"]), int(said["WORLD_SIZE"])
+
+
+def _agreed(store: Any, rank: int, count: int) -> str:
+    """A word that the processes of this start have in common, and those of an earlier one had not.
+
+    torchrun's store lasts over restarts, so that what a dead process has left there is met again: its address
+    would be called, and nobody answers. Each rank says hello with a word of its own; rank 0 answers every
+    word that it sees, until all ranks have shown that they know its own.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + _JOINING
+    if rank:
+        store.set(f"mfk hello {rank}", own)
+        agreed = _waited(store, f"mfk answer {own}", until).decode()
+        store.set(f"mfk here {agreed} {rank}", "1")
+        return agreed
+    left = set(range(1, count))
+    while left:
+        for other in sorted(left):
+            if store.check([f"mfk here {own} {other}"]):
+                left.discard(other)
+            elif store.check([f"mfk hello {other}"]):
+                store.set(f"mfk answer {store.get(f'mfk hello {other}').decode()}", own)
+        if left:
+            _pause(until)
+    return own
+
+
+def _waited(store: Any, key: str, until: float) -> bytes:
+    while not store.check([key]):
+        _pause(until)
+    return store.get(key)
+
+
+def _pause(until: float) -> None:
+    if time.monotonic() > until:
+        raise RuntimeError(f"not all processes came within {_JOINING:.0f} s")
+    time.sleep(0.02)
+
+
 def _alike(leaves: Sequence[Tensor]) -> list[list[int]]:
     """Positions of the tensors of one dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
@@ -241,7 +322,8 @@ def _answered() -> Iterator[None]:
     except RuntimeError as error:
         # gloo names its source file, and goes on about where to look.
         reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip()).splitlines()[0].split(". ")[0]
-        raise RankLost(f"rank {current().rank}: another process of the run has ended ({reason})") from error
+        rank = os.environ.get("RANK", "0")
+        raise RankLost(f"rank {rank}: another process of the run has ended ({reason})") from error
 
 
 def _told(error: Exception) -> Exception:

@@ -45,7 +45,7 @@ from mfk.train.validate import member_metrics, validation_metrics
 class FitResult(NamedTuple):
     """How a run ended."""
 
-    state: TrainState
+    state: TrainState  # of a run that is shared out (config.shard) this rank's parts
     interrupted: int  # number of the signal that stopped it, the state being saved; 0 for none
     stopped_early: bool  # it ended for want of progress
     best_step: int  # step of the best validation; -1 without one
@@ -107,6 +107,7 @@ def fit(
         OSError: the folder cannot be written, or a worker that gathers batches died.
         MemoryError: memory ran out; the message names settings to lower.
     """
+    ranks.check_joined()
     task = with_members(task, config.members)
     run = Path(run)
     folder = run / runs.CHECKPOINTS

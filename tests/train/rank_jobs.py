@@ -96,6 +96,34 @@ def handed_on(folder: Path) -> None:
     step(train.init_state(task, optimizer, 0), {})
 
 
+def later(folder: Path) -> None:
+    """States that one process takes: one that is NaN and stays, and one that moves at the third step."""
+    optimizer, task = adamw(), make_task()
+
+    def resting(params: Any, state: Any, batch: Any, teacher: Any) -> tuple[Tensor, Tensor, Aux]:
+        total, weight, aux = task.loss(params, {"calls": torch.zeros(())}, batch, teacher)
+        return total, weight, Aux({"calls": state["calls"].clone()}, aux.metrics)
+
+    nan = task._replace(
+        loss=resting, init=lambda seed: (task.init(seed)[0], {"calls": torch.tensor(torch.nan)})
+    )
+    step = train.make_train_step(nan, optimizer, lambda _: 0.1, seed=0, batch_size=8)
+    state = train.init_state(nan, optimizer, 0)
+    for _ in range(3):
+        state, _ = step(state, {})
+
+    def moving(params: Any, state: Any, batch: Any, teacher: Any) -> tuple[Tensor, Tensor, Aux]:
+        total, weight, aux = task.loss(params, {"calls": torch.zeros(())}, batch, teacher)
+        return total, weight, Aux({"calls": state["calls"] + (len(seen) > 2)}, aux.metrics)
+
+    seen: list[int] = []
+    step = train.make_train_step(task._replace(loss=moving), optimizer, lambda _: 0.1, seed=0, batch_size=8)
+    state = train.init_state(task, optimizer, 0)
+    for k in range(4):
+        seen.append(k)
+        state, _ = step(state, {})
+
+
 def told(folder: Path) -> None:
     """What ranks tell each other."""
     here = ranks.current()
@@ -168,6 +196,7 @@ if __name__ == "__main__":
         "stepped": lambda: stepped(folder),
         "fitted": lambda: fitted(folder, words[0], **{word: True for word in words[1:]}),
         "handed on": lambda: handed_on(folder),
+        "later": lambda: later(folder),
         "told": lambda: told(folder),
         "stopped": lambda: stopped(folder),
         "lost": lambda: lost(folder),

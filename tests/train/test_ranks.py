@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mfk import train
 from mfk.core import ranks
 from mfk.train import checkpoint
 
@@ -124,9 +125,38 @@ def test_variables_that_no_torchrun_has_set(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
-def test_a_state_that_is_handed_on_is_refused(tmp_path: Path) -> None:
-    for code, end in launch(2, tmp_path, "handed on"):
-        assert code == 2 and "leaf 'calls' of the carried state is handed on" in end
+@pytest.mark.parametrize("job", ["handed on", "later"])
+def test_a_state_that_is_handed_on_is_refused(tmp_path: Path, job: str) -> None:
+    """At once or later; one that is NaN and stays is none."""
+    ends = launch(2, tmp_path, job)
+    assert [code for code, _ in ends] == [2, 2], ends
+    # Of two that fail alike one says why.
+    assert sum("leaf 'calls' of the carried state is handed on" in end for _, end in ends) == 1
+    assert sum("error:" in end for _, end in ends) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("WORLD_SIZE", "0", "expected numbers"), ("WORLD_SIZE", "abc", "expected numbers"),
+     ("RANK", "2", "expected numbers"), ("RANK", "x", "expected numbers")],
+)  # fmt: skip
+def test_variables_that_are_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    given = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for each, own in (given | {name: value}).items():
+        monkeypatch.setenv(each, own)
+    with pytest.raises(ValueError, match=said), ranks.joined():
+        pass
+
+
+def test_processes_that_have_not_joined_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rank_jobs import CONFIG, following
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE: this is one of 2 processes.*ranks\.joined"):
+        train.fit(following(), CONFIG, run=tmp_path / "run", record={})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
