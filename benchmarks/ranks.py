@@ -111,12 +111,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     table = []
     for system in options.systems:
         for mode in options.modes:
-            alone = torch.load(folder / f"{system} {mode.split()[0]} 1.pt")
+            alone = torch.load(folder / f"{system} {mode.split()[0]} 1.pt", weights_only=True)
             for count in options.ranks:
                 file = folder / f"{system} {mode} {count}.pt"
                 if not file.exists():
                     continue
-                found = torch.load(file)
+                found = torch.load(file, weights_only=True)
                 table.append({"system": system, "mode": mode, "ranks": count} | against(found, alone))
     memory: list[dict[str, Any]] = []
     if not options.no_memory:
@@ -124,7 +124,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             for count in options.ranks:
                 launch(count, ["--folder", str(folder), "--memory", kind], folder)
                 memory.append(
-                    {"kind": kind, "ranks": count, **torch.load(folder / f"memory {kind} {count}.pt")}
+                    {
+                        "kind": kind,
+                        "ranks": count,
+                        **torch.load(folder / f"memory {kind} {count}.pt", weights_only=True),
+                    }
                 )
     if options.out is not None and options.out.exists():
         before = json.loads(options.out.read_text(encoding="utf-8"))

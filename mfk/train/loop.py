@@ -165,8 +165,7 @@ def fit(
                 stack.enter_context(runs.locked(run))
             if begins:
                 (run / runs.HISTORY).unlink(missing_ok=True)
-            # Before its logs: a run that is killed in between can then be gone on with.
-            if begins or not ended:
+                # Before its logs: a run that is killed in between can then be gone on with.
                 runs.write_record(run, record, config.seed)
             opened.append(
                 open_sink(
@@ -183,6 +182,8 @@ def fit(
             stack.callback(opened[0].close)
             if not ended:
                 (run / runs.RESULT).unlink(missing_ok=True)
+            if not ended and not begins:
+                runs.write_record(run, record, config.seed)
 
         opened: list[Sink] = []
         ranks.first(begin)

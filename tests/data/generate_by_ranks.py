@@ -25,7 +25,6 @@ from mfk import kinematics
 from mfk.core import cli
 from mfk.data import generate_ik, generate_irf, generate_operators, ik_generate, irf_generate, operators
 
-ik_generate.BLOCK, irf_generate.BLOCK, operators.BLOCK = 64, 50, 2
 EVENTS = ("mkdir", "posix_fallocate", "pwrite", "ftruncate", "fsync", "replace", "rename", "unlink", "rmdir")
 LIMIT = 60  # seconds in which processes must end by themselves
 
@@ -37,7 +36,6 @@ KINDS: dict[str, tuple[str, Callable[[Path], object], int]] = {
 }
 
 stores: list[TCPStore] = []  # through which ranks find each other, kept by this process, as torchrun does
-os.fsync = lambda descriptor: None  # SIGKILL loses nothing that the system was given
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -216,6 +214,9 @@ def remove(path: Path) -> None:
 
 
 def main() -> None:
+    # Here, not at the import: the tests that import this see the modules as they are.
+    ik_generate.BLOCK, irf_generate.BLOCK, operators.BLOCK = 64, 50, 2
+    os.fsync = lambda descriptor: None  # SIGKILL loses nothing that the system was given
     kind, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     name, generate, most = KINDS[kind]
     path, log = folder / name, folder / "log"

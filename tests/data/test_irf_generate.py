@@ -248,7 +248,7 @@ def test_refusals(small: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"irfs.zarr/c/0/0/0/0: was made before and is gone"):
         generate_irf(tmp_path / "x", **options)
     record = (work / "record.json").read_text()
-    for text, what in (("{", "Expecting property name"), ("[1]", "list indices"), ("{}", "'settings'")):
+    for text, what in (("{", "Expecting property name"), ("[1]", "expected settings"), ("{}", "expected settings")):
         (work / "record.json").write_text(text)
         with pytest.raises(ValueError, match=rf"record\.json: .*{what}.* To begin again, delete the folder"):
             generate_irf(tmp_path / "x", **options)

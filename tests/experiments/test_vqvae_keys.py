@@ -12,11 +12,12 @@ import pytest
 import torch
 import vqvae_config
 import vqvae_runs
+from torch import Tensor
 from vqvae_sections import VQVAEConfig
 
 from mfk import train
 from mfk.core import config, tree
-from mfk.core.types import Rows
+from mfk.core.types import Rows, Task, Tree
 from mfk.data import batches_of, synthetic_blocks
 from mfk.tasks import vqvae
 from mfk.train import loop
@@ -72,12 +73,9 @@ def observed(settings: VQVAEConfig) -> dict[str, Any]:
         for j, book in state["books"].items()
     }
     still = vqvae.vqvae_task(ready.nets, asked.vqvae, ready.data.train, batch_size=18, per_epoch=3)
-    at = {
-        step: float(still.loss(params, dead, still.draw(0, step, Rows.all(18), dead, {"x": x}), {})[2].metrics
-                    .get("replaced", torch.tensor(-1.0)))
-        for step in (2, 5)
-    }  # fmt: skip
-    after = aux.state["books"]["0"] if aux.state["books"] else None
+    at = {step: replaced(still, params, dead, step, x) for step in (2, 5)}
+    assert task.update is not None
+    after = task.update(state, aux.state, torch.tensor(18.0))[0]["books"]["0"]
     value = task.evaluate(params, state, {"x": x})[0]["val_loss"]
     return {
         "rows": len(ready.data.train) + len(ready.data.val),
@@ -90,9 +88,18 @@ def observed(settings: VQVAEConfig) -> dict[str, Any]:
         "initial": float(sum(p.double().abs().sum() for p in tree.leaves(params))),
         "training loss": float(total),
         "validation loss": float(value),
-        "codes after a step": float(after.codes.double().sum()),  # pyright: ignore[reportOptionalMemberAccess]
+        "codes after a step": float(after.codes.double().sum()),
         "resets": at,
     }
+
+
+def replaced(task: Task, params: Tree, state: Tree, step: int, x: Tensor) -> float:
+    """Share of the codes that a reset replaces in this step; -1 where there is none."""
+    batch = task.draw(0, step, Rows.all(len(x)), state, {"x": x})
+    sums = task.loss(params, state, batch, {})[2].state
+    assert task.update is not None
+    metrics = task.update(state, sums, torch.tensor(float(len(x))))[1]
+    return float(metrics.get("replaced", torch.tensor(-1.0)))
 
 
 NET = {"initial", "training loss", "validation loss", "codes after a step"}
