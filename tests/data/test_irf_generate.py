@@ -248,7 +248,8 @@ def test_refusals(small: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"irfs.zarr/c/0/0/0/0: was made before and is gone"):
         generate_irf(tmp_path / "x", **options)
     record = (work / "record.json").read_text()
-    for text, what in (("{", "Expecting property name"), ("[1]", "expected settings"), ("{}", "expected settings")):
+    said = ("Expecting property name", "expected settings", "expected settings")
+    for text, what in zip(("{", "[1]", "{}"), said, strict=True):
         (work / "record.json").write_text(text)
         with pytest.raises(ValueError, match=rf"record\.json: .*{what}.* To begin again, delete the folder"):
             generate_irf(tmp_path / "x", **options)
