@@ -189,8 +189,7 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    if ranks.first_to_fail():
-        print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
