@@ -193,7 +193,7 @@ def one_system(name: str, folder: Path, seconds: float, threads: int, own: dict[
     words = ["--child", name, folder, left, "--threads", threads]
     try:
         with started(folder, Path(__file__), words) as child:
-            own["wrong"] += int(child.wait(max(left, 0) + 600) != 0)
+            own["wrong"] += int(child.wait(max(left, 0) + 1200) != 0)
         own["left"] += remains(folder, child.pid)
     finally:
         file = folder / "loops.jsonl"
