@@ -8,9 +8,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,11 @@ def gather_in_workers(
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
         raise worker_died(_reason(error)) from error
+    finally:
+        # Not left to the garbage collector, whose errors nobody can catch: the handler of SIGCHLD raises here
+        # for a worker that dies now, when nobody waits for its batches any longer.
+        with suppress(RuntimeError):
+            cast(Any, batches)._shutdown_workers()
 
 
 def worker_died(reason: str) -> ChildProcessError:

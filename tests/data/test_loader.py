@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -155,6 +156,23 @@ def test_workers_outlive_signals_from_outside_and_end_with_the_iterator() -> Non
     # The same ones: they go on from epoch to epoch.
     assert {worker.pid for worker in multiprocessing.active_children()} == {worker.pid for worker in workers}
     del iterator
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_while_they_are_ended_is_no_error() -> None:
+    """Nobody waits for its batches any longer; what the handler of SIGCHLD raises has nowhere to go."""
+    iterator = batches_of(DATA, 4, seed=0, config=LoaderConfig(num_workers=2)).start(0)
+    next(iterator)
+    pids = sorted(worker.pid for worker in multiprocessing.active_children() if worker.pid is not None)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # or they would have ended before they are killed
+    # The last one first: while its end is told, the end of the first one is waited for.
+    killers = [threading.Timer(1.0 - 0.5 * k, os.kill, (pids[k], signal.SIGKILL)) for k in (0, 1)]
+    for killer in killers:
+        killer.start()
+    del iterator  # pytest makes an error of an exception that is ignored there
+    for killer in killers:
+        killer.join()
     assert not multiprocessing.active_children()
 
 
