@@ -20,7 +20,7 @@ import numpy as np
 
 from mfk.data.archives import attempt
 from mfk.data.family_rows import BLOCK, as_float32, check_shape, numbered, registry_names, registry_text
-from mfk.data.hdf5_files import check_within, member, names_in
+from mfk.data.hdf5_files import check_within, member, names_in, opened
 
 COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4}
 """How the layout compresses, for ``create_dataset``."""
@@ -33,7 +33,7 @@ def read_hdf5(
     path: Path, wanted: Sequence[str] | None, limit: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """Arrays and names by family; see `mfk.data.families.open_families`."""
-    with attempt(path, h5py.File, path, "r") as file:
+    with opened(path) as file:
         groups = member(path, file, "features")
         if not isinstance(groups, h5py.Group):
             raise ValueError(f"{path}: expected a group /features, got {_listed(path, file) or 'nothing'}")

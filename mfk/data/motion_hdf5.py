@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mfk.data.archives import attempt
-from mfk.data.hdf5_files import check_within, member, names_in
+from mfk.data.hdf5_files import check_within, member, names_in, opened
 from mfk.data.motion import MotionInfo, MotionRows, MotionSource
 from mfk.data.motion_info import POSE, Columns, Given, load_json, parse_info
 from mfk.data.motion_rows import Shape, check_rows, from_file, rows_per_piece, shape_of, to_file
@@ -39,7 +39,7 @@ class _File(NamedTuple):
 
 def open_hdf5(path: Path, given: Given) -> MotionSource:
     """See `mfk.data.motion_files.open_motion`."""
-    with attempt(path, h5py.File, path, "r") as file:
+    with opened(path) as file:
         arrays = _arrays(path, file)
         flags = tuple(name.removeprefix(_SPLITS) for name in arrays if name.startswith(_SPLITS))
         said: dict[str, Any] = {}
