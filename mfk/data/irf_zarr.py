@@ -81,6 +81,8 @@ def open_array(path: Path, dimensions: int) -> Any:
         )
     if array.ndim != dimensions or 0 in array.shape:
         raise ValueError(f"{path}: expected {dimensions} axes, none of them empty, got {array.shape}")
+    if min(array.chunks) < 1:
+        raise ValueError(f"{path}: expected chunks of one number at least, got {array.chunks}")
     if array.shards is not None:
         # zarr takes the rest of a shard that was cut for zeros, and says nothing.
         raise ValueError(f"{path}: expected chunks in a file each, got shards of {array.shards}")

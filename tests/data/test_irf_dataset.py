@@ -324,6 +324,12 @@ def test_mistakes_are_named(root: Path) -> None:
     shutil.rmtree(root / "small" / "theta.zarr")
     write(root / "small" / "theta.zarr", np.ones((100, 3), dtype=np.float32), "sharded")
     refused(r"small/theta\.zarr: expected chunks in a file each, got shards of \(60, 3\)")
+    replace(root, "theta", np.ones((100, 3), dtype=np.float32))
+    about = root / "small" / "theta.zarr" / "zarr.json"
+    told = json.loads(about.read_text())
+    told["chunk_grid"]["configuration"]["chunk_shape"] = [20, 0]
+    about.write_text(json.dumps(told))
+    refused(r"small/theta\.zarr: expected chunks of one number at least, got \(20, 0\)")
     (root / "small" / "theta.zarr" / "zarr.json").write_text("{")
     refused(r"small/theta\.zarr: cannot be read as a Zarr array: .")
     shutil.rmtree(root / "small" / "theta.zarr")
