@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,11 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfk.core import tree
+from mfk.core.sums import in_pairs
 from mfk.core.types import Tree
 
 T = TypeVar("T")
 
 _AGENT: list[Any] = []  # torchrun's store, which outlives a restart of the processes
+_BUFFER = 2**22  # numbers that travel together
 _JOINING = 600.0  # seconds that the processes wait for the last of them
 
 _VARIABLES = (
@@ -141,54 +143,54 @@ def first_to_fail() -> bool:
 def add_up(values: Tree) -> Tree:
     """The sum over all ranks of a tree of tensors, the same bits on each; itself where there is one.
 
-    One all_reduce for each dtype and device, of all leaves in one flat buffer.
+    Ranks are added in pairs (`mfk.core.sums.in_pairs`), which an all_reduce of more than two does in an order
+    of its own: where a rank's tensors are sums of 2^k, the bits are those of one rank that adds all of them.
     """
-    if current().count == 1:
+    count = current().count
+    if count == 1:
         return values
-    leaves = tree.leaves(values)
-    summed: list[Any] = list(leaves)
-    for index in _alike(leaves):
-        flat = torch.cat([leaves[i].detach().reshape(-1) for i in index])
+    summed: list[Tensor] = []
+    for run in _runs(tree.leaves(values)):
+        sizes = [x.numel() for x in run]
+        flat = run[0].new_zeros(count, -(-sum(sizes) // count))
+        flat.view(-1)[: sum(sizes)] = torch.cat([x.detach().reshape(-1) for x in run])
         with _answered():
-            dist.all_reduce(flat)
-        parts = flat.split([leaves[i].numel() for i in index])
-        for i, part in zip(index, parts, strict=True):
-            summed[i] = part.view(leaves[i].shape)
+            if count == 2:
+                dist.all_reduce(flat)  # there is one order only
+            else:
+                dist.all_gather(list(flat.unbind()), _own_row(flat))
+        parts = flat.view(-1)[: sum(sizes)].split(sizes)
+        summed += [part.view(x.shape) for part, x in zip(parts, run, strict=True)]
     return tree.unflatten(values, summed)
 
 
-def all_parts(own: Sequence[Tensor]) -> list[Tensor]:
-    """Every rank's tensors of these shapes, [N, *shape] each; one all_gather for each dtype and device."""
+def all_parts(own: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Every rank's tensors of these shapes, [N, *shape] each."""
     count = current().count
-    if count == 1:
-        return [x.detach().unsqueeze(0) for x in own]
-    found: list[Any] = [None] * len(own)
-    for index in _alike(own):
-        flat = torch.cat([own[i].detach().reshape(-1) for i in index])
+    for run in _runs(own):
+        if count == 1:
+            yield from (x.detach().unsqueeze(0) for x in run)
+            continue
+        flat = torch.cat([x.detach().reshape(-1) for x in run])
         every = flat.new_empty(count, len(flat))
         with _answered():
             dist.all_gather(list(every.unbind()), flat)
-        parts = every.split([own[i].numel() for i in index], dim=1)
-        for i, part in zip(index, parts, strict=True):
-            found[i] = part.reshape(count, *own[i].shape)
-    return found
+        parts = every.split([x.numel() for x in run], dim=1)
+        del every
+        yield from (part.reshape(count, *x.shape) for part, x in zip(parts, run, strict=True))
 
 
-def own_parts(each: Sequence[Tensor]) -> list[Tensor]:
-    """Of tensors [N, ...] this rank's row of their sums over the ranks; one reduce_scatter for each dtype."""
+def own_parts(each: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Of tensors [N, ...] this rank's row of their sums over the ranks, added as by `add_up`."""
     count = current().count
-    if count == 1:
-        return [x.detach()[0] for x in each]
-    found: list[Any] = [None] * len(each)
-    for index in _alike(each):
-        flat = torch.cat([each[i].detach().reshape(count, -1) for i in index], dim=1)
-        own = flat.new_empty(flat.shape[1])
+    for run in _runs(each):
+        if count == 1:
+            yield from (x.detach()[0] for x in run)
+            continue
         with _answered():
-            dist.reduce_scatter(own, list(flat.unbind()))
-        parts = own.split([each[i][0].numel() for i in index])
-        for i, part in zip(index, parts, strict=True):
-            found[i] = part.view(each[i].shape[1:])
-    return found
+            own = _own_row(torch.cat([x.detach().reshape(count, -1) for x in run], dim=1))
+        parts = own.split([x[0].numel() for x in run])
+        yield from (part.view(x.shape[1:]) for part, x in zip(parts, run, strict=True))
 
 
 def highest(value: int) -> int:
@@ -307,12 +309,25 @@ def _pause(until: float) -> None:
     time.sleep(0.02)
 
 
-def _alike(leaves: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the tensors of one dtype and device."""
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, x in enumerate(leaves):
-        groups.setdefault((x.dtype, x.device), []).append(i)
-    return list(groups.values())
+def _runs(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype and device, that travel in one buffer; it is as small as is no loss of time."""
+    run: list[Tensor] = []
+    for x in tensors:
+        if run and (
+            (x.dtype, x.device) != (run[0].dtype, run[0].device) or sum(y.numel() for y in run) >= _BUFFER
+        ):
+            yield run
+            run = []
+        run.append(x)
+    if run:
+        yield run
+
+
+def _own_row(each: Tensor) -> Tensor:
+    """Of the ranks' tensors [N, n] the sum of the rows with this rank's number, added in pairs."""
+    received = torch.empty_like(each)
+    dist.all_to_all_single(received, each)
+    return in_pairs(received.unbind(), Tensor.add_)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ order, and None holds no leaf in one and is a leaf in the other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,22 +47,27 @@ def unflatten(tree: Tree, values: list[Any]) -> Tree:
 
 def global_norm(tree: Tree) -> Tensor:
     """Euclidean norm of all leaves taken as one vector; 0-dimensional, fp32 or wider."""
-    tensors = leaves(tree)
-    if not tensors:
-        raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
-    norms = torch._foreach_norm([_at_least_float32(x) for x in tensors])
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return square_sum(tree).sqrt().to(widest(tree))
+
+
+def widest(tree: Tree) -> torch.dtype:
+    """What fp32 and the dtypes of all leaves promote to."""
+    return functools.reduce(torch.promote_types, [x.dtype for x in leaves(tree)], torch.float32)
+
+
+def square_sum(tree: Tree) -> Tensor:
+    """Sum of the squares of all leaves' numbers; 0-dimensional, float64.
+
+    Neither their range nor how the leaves are cut into parts shows in its fp32 digits.
+    """
+    return _norms(leaves(tree)).square().sum()
 
 
 def member_norms(tree: Tree) -> Tensor:
     """The `global_norm` of each member of a stacked tree, [k], in fp32 or wider; leaves are [k, ...]."""
     tensors = leaves(tree)
-    if not tensors:
-        raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
-    members = len(tensors[0])
-    norms = torch._foreach_norm([_at_least_float32(x) for leaf in tensors for x in leaf.unbind()])
-    first = norms[0]
-    return torch.linalg.vector_norm(torch.stack([n.to(first.device) for n in norms]).view(-1, members), dim=0)
+    norms = _norms([x for leaf in tensors for x in leaf.unbind()])
+    return torch.linalg.vector_norm(norms.view(len(tensors), -1), dim=0).to(widest(tree))
 
 
 def stack(members: Sequence[Tree]) -> Tree:
@@ -120,8 +126,12 @@ def all_finite(tree: Tree) -> Tensor:
     return torch.stack(flags).all() if flags else torch.tensor(True)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of each tensor, float64 [n], where the first one is."""
+    if not tensors:
+        raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
+    norms = torch._foreach_norm(list(tensors), 2, torch.float64)
+    return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
 def _field_names(tree: Tree) -> Callable[[tuple[Any, ...]], list[str]]:

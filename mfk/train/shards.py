@@ -1,8 +1,8 @@
 """A model that is shared out: each rank keeps its part of every parameter, moment and average.
 
-A leaf of n numbers is cut into N runs of ⌈n/N⌉, the last filled up with zeros; rank i has the i-th, as a
-vector. The parts of all leaves travel in one flat buffer: all_gather before the gradient is taken,
-reduce_scatter of it.
+A leaf of n numbers is cut into N runs of ⌈n/N⌉, rounded up to whole cache lines, as far as it goes; rank i
+has the i-th, as a vector, which may be shorter, or empty. The parts of neighbouring leaves travel in one flat
+buffer: gathered before the gradient is taken, summed and scattered of it.
 
 Source: Rajbhandari et al., ZeRO (2020), arXiv:1910.02054, stage 3 (parameters are gathered once a step).
 """
@@ -19,6 +19,8 @@ from torch import Tensor
 from mfk.core import ranks, tree
 from mfk.core.types import Tree
 from mfk.train.state import TrainState
+
+_LINE = 64  # numbers; at least a cache line of every dtype
 
 
 class Shards(NamedTuple):
@@ -41,33 +43,36 @@ def shards_of(like: Tree) -> Shards:
     shapes = [x.shape for x in tree.leaves(like)]
     if not shapes:
         raise ValueError("params: expected at least one tensor to share out, got none")
-    lengths = [-(-shape.numel() // count) for shape in shapes]
+    # An optimizer's kernel rounds the numbers behind the last whole vector otherwise than those in vectors.
+    # Cut between cache lines, a number is behind it only where it is so in the whole leaf.
+    lengths = [-(-shape.numel() // (count * _LINE)) * _LINE for shape in shapes]
+    own = [
+        slice(min(rank * n, shape.numel()), min((rank + 1) * n, shape.numel()))
+        for n, shape in zip(lengths, shapes, strict=True)
+    ]
 
-    def rows(x: Tensor, length: int) -> Tensor:
-        """A leaf as [N, length], filled up with zeros."""
-        flat = x.detach().reshape(-1)
-        filled = torch.nn.functional.pad(flat, (0, count * length - flat.numel()))
-        return filled.view(count, length)
+    def filled(x: Tensor, length: int) -> Tensor:
+        """A vector of so many numbers, zeros behind those of `x`."""
+        return torch.nn.functional.pad(x, (0, length - x.numel()))
 
     def split(whole: Tree) -> Tree:
-        parts = [rows(x, n)[rank].clone() for x, n in zip(tree.leaves(whole), lengths, strict=True)]
-        return tree.unflatten(whole, parts)
+        leaves = zip(tree.leaves(whole), own, strict=True)
+        return tree.unflatten(whole, [x.detach().reshape(-1)[part].clone() for x, part in leaves])
 
     def gather(parts: Tree) -> Tree:
-        joined = ranks.all_parts(tree.leaves(parts))
-        whole = [
-            x.reshape(-1)[: shape.numel()].reshape(shape) for x, shape in zip(joined, shapes, strict=True)
-        ]
+        joined = ranks.all_parts(filled(x, n) for x, n in zip(tree.leaves(parts), lengths, strict=True))
+        whole = [x.reshape(-1)[: s.numel()].reshape(s) for x, s in zip(joined, shapes, strict=True)]
         return tree.unflatten(parts, whole)
 
     def reduce(whole: Tree) -> Tree:
-        each = [rows(x, n) for x, n in zip(tree.leaves(whole), lengths, strict=True)]
-        return tree.unflatten(whole, ranks.own_parts(each))
+        leaves = zip(tree.leaves(whole), lengths, strict=True)
+        each = (filled(x.detach().reshape(-1), count * n).view(count, n) for x, n in leaves)
+        summed = zip(ranks.own_parts(each), own, strict=True)
+        return tree.unflatten(whole, [x[: part.stop - part.start] for x, part in summed])
 
     def norm(parts: Tree) -> Tensor:
-        # No reduction rounds twice: squares in float64 are exact for fp32 parts.
-        squares = torch.stack([x.double().square().sum() for x in tree.leaves(parts)]).sum()
-        return ranks.add_up(squares).sqrt().to(tree.leaves(parts)[0].dtype)
+        # Rounded once, as `tree.global_norm` does, so that both have the same bits.
+        return ranks.add_up(tree.square_sum(parts)).sqrt().to(tree.widest(parts))
 
     def blank(parts: Tree) -> Tree:
         # Memory is taken page by page as it is written to: of a tree that is only compared with, none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import grad_and_value
 
 from mfk.core import jit, ranks, tree
 from mfk.core.compiler import prepare
+from mfk.core.sums import in_pairs
 from mfk.core.types import Batch, Metrics, Optimizer, Rows, Schedule, Task, Tree, describe
 from mfk.optim import clip_factor, ema_update
 from mfk.optim.layout import dense
@@ -57,9 +59,11 @@ def make_train_step(
     (``task.update``), or goes through the micro-batches in order. The loss's teacher is the average, or the
     parameters where it is off.
 
-    Under torchrun (`mfk.core.ranks`) the micro-batches are shared out, number k to rank k mod N, and there
-    are at least N; every rank is given the whole batch, and the sums are added over the ranks. All of them
-    then make the same update, so that N ranks compute what one does with as many micro-batches.
+    Under torchrun (`mfk.core.ranks`) each of N ranks takes a run of M / N neighbouring micro-batches, of at
+    least N; every rank is given the whole batch, and the sums are added over the ranks. All of them then make
+    the same update, so that N ranks compute what one does with as many micro-batches: up to the rounding of
+    sums, and where M / N is a power of two to the last bit, as micro-batches are added in pairs
+    (`mfk.core.sums.in_pairs`), and ranks likewise.
 
     A step whose loss or gradient is not finite (a weight of zero counts) leaves params, opt, ema
     and the carried state bit by bit as they were; it is counted in ``guard`` and ``step`` moves on,
@@ -151,25 +155,28 @@ def make_train_step(
             teacher = shards.gather(teacher) if task.teacher and teacher is not None else None
         if teacher is None or not task.teacher:
             teacher = params
-        carried, sums = state.state, None
-        own = range(here.rank, min(parts, rows), here.count)
-        # A rank that a short batch leaves without rows needs the shape of what it adds nothing to.
-        for k in own or (0,):
-            index = range(k, rows, parts)
+        carried = state.state
+
+        def terms(params: Tree, teacher: Tree, k: int) -> Any:
+            """What the rows of micro-batch `k` add to the sums."""
+            nonlocal carried
             micro = {name: x[k::parts] for name, x in batch.items()}
-            drawn = task.draw(seed, state.step, Rows(index, rows), carried, micro)
+            drawn = task.draw(seed, state.step, Rows(range(k, rows, parts), rows), carried, micro)
             drawn = {name: x.to(device, non_blocking=True) for name, x in drawn.items()}
             grads, (_, (total, weight, aux)) = gradient(params, carried, drawn, teacher, state.guard.scale)
             moved = ()
             if task.update is not None:
-                moved = aux.state
+                moved = tree.map(Tensor.detach, aux.state)
             elif here.count == 1:
                 carried = aux.state
             else:
                 _check_still(state.state, aux.state)
-            sums = _add(sums, (grads, total, weight, aux.metrics, moved))
-            del grads  # or it would live beside the next one
-        assert sums is not None
+            return grads, total, weight, {name: x.detach() for name, x in aux.metrics.items()}, moved
+
+        each = parts // here.count
+        own = range(here.rank * each, min(rows, (here.rank + 1) * each))
+        # A rank that a short batch leaves without rows needs the shape of what it adds nothing to.
+        sums = in_pairs(map(partial(terms, params, teacher), own or (0,)), _add)
         if not own:
             sums = tree.map(torch.zeros_like, sums)
         del params, teacher
@@ -178,7 +185,7 @@ def make_train_step(
         else:
             total, weight, metrics, moved = ranks.add_up(sums[1:])
             grads = shards.reduce(sums[0])
-            del sums
+        del sums
 
         taken = {*_OWN_METRICS, "loss_scale"} & metrics.keys()
         if taken:
@@ -287,16 +294,14 @@ def count_rows(batch: Batch, batch_size: int | None) -> int:
     return rows
 
 
-def _add(sums: Any, new: Any) -> Any:
-    """Sum of two trees, out of place: a gradient may be an expanded view that cannot be added to."""
-    new = (*new[:3], {name: x.detach() for name, x in new[3].items()}, tree.map(torch.Tensor.detach, new[4]))
-    if sums is None:
-        return new
-    if sums[3].keys() != new[3].keys():
+def _add(one: Any, other: Any) -> Any:
+    """Sum of two micro-batches' trees, out of place: a gradient may be a view that cannot be added to."""
+    if one[3].keys() != other[3].keys():
         raise ValueError(
-            f"metrics: one micro-batch reports {sorted(sums[3])}, another {sorted(new[3])}; expected the same"
+            f"metrics: one micro-batch reports {sorted(one[3])}, another {sorted(other[3])}; "
+            "expected the same"
         )
-    return tree.unflatten(sums, list(torch._foreach_add(tree.leaves(sums), tree.leaves(new))))
+    return tree.unflatten(one, list(torch._foreach_add(tree.leaves(one), tree.leaves(other))))
 
 
 def _keep_if(bad: Tensor, old: Tree, new: Tree) -> Tree:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from toy import make_task, validation
 
 from mfk import train
 from mfk.core import Aux, Task, cli, ranks, tree
+from mfk.core.sums import in_pairs
 from mfk.data import batches_of
 from mfk.optim import adamw, warmup_constant
 from mfk.train import TrainConfig
@@ -69,10 +71,14 @@ def fitted(folder: Path, name: str, **more: Any) -> None:
 
 
 def stepped(folder: Path) -> None:
-    """200 steps in float64, from data that are drawn and from rows, replicated and shared out."""
-    count = ranks.current().count
-    for name, accumulate, shared in (("drawn", 1, False), ("parts", 4, False), ("shared", 1, True)):
-        task = following(torch.float64)
+    """Replicated and shared out: 200 steps in float64, 50 in fp32 with micro-batches for many ranks."""
+    count, wide = ranks.current().count, torch.float64
+    for name, accumulate, shared, dtype in (
+        ("drawn", 1, False, wide), ("parts", 4, False, wide), ("shared", 1, True, wide),
+        ("four", 4, False, torch.float32), ("four shared", 4, True, torch.float32),
+        ("twelve", 12, False, torch.float32), ("twelve shared", 12, True, torch.float32),
+    ):  # fmt: skip
+        task = following(dtype)
         optimizer = adamw(weight_decay=0.1)
         shards = shards_of(task.init(0)[0]) if shared else None
         state = train.init_state(task, optimizer, 0, ema=True, split=None if shards is None else shards.split)
@@ -81,7 +87,7 @@ def stepped(folder: Path) -> None:
             ema_decay=0.9, shards=shards,
         )  # fmt: skip
         metrics: Any = {}
-        for _ in range(200):
+        for _ in range(200 if dtype == wide else 50):
             state, metrics = step(state, {})
         state = state if shards is None else gather_state(shards, state)
         values = [torch.as_tensor(x) for x in tree.leaves(state)]
@@ -124,6 +130,13 @@ def later(folder: Path) -> None:
         state, _ = step(state, {})
 
 
+def same_bits(found: Iterable[Tensor], expected: Iterable[Tensor]) -> list[bool]:
+    """Whether values, shapes and dtypes are equal, one by one."""
+    return [
+        torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(list(found), list(expected), strict=True)
+    ]
+
+
 def told(folder: Path) -> None:
     """What ranks tell each other."""
     here = ranks.current()
@@ -136,14 +149,28 @@ def told(folder: Path) -> None:
         ranks.first(fail)
     except FileNotFoundError as error:
         errors = str(error)
+    ranks._BUFFER = 7
+    shapes = [(3,), (5, 2), (), (4,), (2, 2), (20,)]
+    made = [
+        [torch.randn(s, generator=torch.Generator().manual_seed(100 * i + k)) for k, s in enumerate(shapes)]
+        for i in range(here.count)
+    ]
+    for each in made:
+        each[3] = each[3].double()
+    same = ranks.add_up(made[here.rank])
+    expected = in_pairs(made, lambda x, y: [a + b for a, b in zip(x, y, strict=True)])
+    stacked = [torch.stack(x) for x in zip(*made, strict=True)]
+    rows = [torch.stack([x + k for k in range(here.count)]) for x in made[here.rank]]
+    own = [in_pairs([made[i][k] + here.rank for i in range(here.count)], torch.add) for k in range(6)]
     tensors = {"a": torch.tensor([1.0, 2.0]) * (here.rank + 1), "b": (torch.tensor(here.rank),)}
     found = {
         "sum": ranks.add_up(tensors),
         "first": ranks.from_first({**tensors, "n": here.rank + 3}),
         "all": ranks.everyone(here),
         "highest": ranks.highest(-here.rank),
-        "parts": ranks.all_parts([torch.full((2,), float(here.rank))]),
-        "own": ranks.own_parts([torch.arange(here.count).double()[:, None]]),
+        "same": same_bits(same, expected),
+        "parts": same_bits(ranks.all_parts(made[here.rank]), stacked),
+        "own": same_bits(ranks.own_parts(rows), own),
         "error": errors,
         "printed": sys.stdout is sys.__stdout__,
     }
