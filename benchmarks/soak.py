@@ -39,6 +39,7 @@ import torch
 from soak_series import Sample
 from timing import facts, report, write
 
+from mfk.core.memory import hand_back
 from mfk.train import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,11 +246,12 @@ def train_again_and_again(name: str, folder: Path, seconds: float, threads: int)
             run = folder / "again"
             sys.argv = [script, *map(str, words), "--out", str(run)]
             runpy.run_path(script, run_name="__main__")
+            # Garbage, and what the C library has kept of freed memory, is nothing that grows.
+            gc.collect()
+            hand_back()
             found, made = soak_series.sample(os.getpid(), time.time()), made + 1
             assert found is not None
             shutil.rmtree(run)
-            # After the memory is read: a user's loop does not collect.
-            gc.collect()
             figures = {"minutes": round((time.monotonic() - begun) / 60, 3), **found._asdict()}
             print(json.dumps(figures | {"objects": len(gc.get_objects())}), file=file, flush=True)
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, overload
 
 from mfk.core import ranks
 from mfk.core.config import field_types, load_yaml, to_dict
-from mfk.core.memory import is_out_of_memory
+from mfk.core.memory import is_out_of_memory, share_freed
 from mfk.core.types import describe
 
 C = TypeVar("C")
@@ -157,13 +157,14 @@ def main(fn: Callable[[], object], *more: type[Exception]) -> None:
     """Run a program; a user's mistake ends it with "error: ..." on stderr and exit code 2.
 
     Started by torchrun it joins the other processes first, see `mfk.core.ranks.joined`; of
-    several that fail, the first says why.
+    several that fail, the first says why. Its threads share what memory is freed.
 
     Args:
         fn: the program. Of what it raises, `USER_ERRORS` are shown without a traceback, and Ctrl-C
             ends it with exit code 130. Memory that ran out is shown like them.
         more: further exceptions to show like `USER_ERRORS`.
     """
+    share_freed()
     try:
         with ranks.joined():
             try:
@@ -212,6 +213,21 @@ def _run_folder(values: Any, own: Any, flags: Mapping[str, tuple[str, ...]], roo
     return folder
 
 
+@functools.cache  # tyro keeps what it finds out about a class for as long as the process lives
+def _line(cls: type) -> Any:
+    """A dataclass of what is on a command line: `config` (the file) and `values`."""
+    from tyro import conf
+
+    file = conf.arg(
+        metavar="FILE", help="YAML file of settings: they replace the preset's; flags replace both."
+    )
+    return dataclasses.make_dataclass(
+        "Line",
+        [("config", Annotated[Path | None, file]), ("values", Annotated[cls, conf.arg(name="")])],
+        frozen=True,
+    )
+
+
 def _tyro(
     cls: type, presets: Presets[Any], commands: Commands[Any], words: list[str], prog: str, description: str
 ) -> Any:
@@ -219,14 +235,7 @@ def _tyro(
     import tyro
     from tyro import conf
 
-    file = conf.arg(
-        metavar="FILE", help="YAML file of settings: they replace the preset's; flags replace both."
-    )
-    line = dataclasses.make_dataclass(
-        "Line",
-        [("config", Annotated[Path | None, file]), ("values", Annotated[cls, conf.arg(name="")])],
-        frozen=True,
-    )
+    line = _line(cls)
     choices: list[Any] = [
         Annotated[line, conf.subcommand(name, default=line(None, config), description=text)]
         for name, (text, config) in presets.items()

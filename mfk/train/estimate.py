@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfk.core import tree
+from mfk.core.memory import hand_back
 from mfk.core.types import Batch, Rows, Task, Tree
 from mfk.optim import constant
 from mfk.train.config import TrainConfig, make_clip, make_optimizer, with_few_members
@@ -281,9 +281,7 @@ def _resident() -> int:
 
     with silent_orbax():
         gc.collect()
-    # Of glibc; other C libraries have no such function.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    hand_back()
     with suppress(OSError):
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")

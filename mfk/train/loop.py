@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk.core import TraceError, ranks, tree
+from mfk.core.memory import hand_back
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
@@ -118,6 +119,7 @@ def fit(
     device = resolve_device(config.device)
     optimizer, schedule = make_optimizer(plan), make_schedule(plan)
     with ExitStack() as stack:
+        stack.callback(hand_back)
         stack.enter_context(_threads(config.threads))
         stack.enter_context(faults_told(config, lambda: last_good(folder)))
         changed: list[str] = []

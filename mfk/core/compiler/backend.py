@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import linecache
 import os
 import tempfile
 import threading
@@ -104,6 +105,26 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is compiled within can be freed with the function that it is for.
+
+    torch keeps the source of each graph, a megabyte of a large one, and each module that Inductor writes, as
+    long as the process lives: to show lines in tracebacks, and to remove files.
+    """
+    from torch._inductor.codecache import PyCodeCache
+    from torch.fx.graph_module import _loader
+
+    sources, modules = set(_loader.eval_cache), len(PyCodeCache.modules)
+    try:
+        yield
+    finally:
+        for name in [name for name in _loader.eval_cache if name not in sources]:
+            del _loader.eval_cache[name]
+            linecache.cache.pop(name, None)
+        del PyCodeCache.modules[modules:]
 
 
 def _with_inductor(graph: fx.GraphModule, fakes: Sequence[Tensor]) -> Runner:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from mfk.core.compiler.backend import COMPILING, Runner, compile_graph, prepare, uncollected
+from mfk.core.compiler.backend import COMPILING, Runner, compile_graph, forgotten, prepare, uncollected
 from mfk.core.compiler.capture import TraceError, capture
 from mfk.core.compiler.closures import ClosedOver, Structure, closed_over, structure
 from mfk.core.compiler.fold import fold_zeros
@@ -190,7 +190,7 @@ class Jitted(Generic[P, R]):
         if self._note is not None:
             self._note("compiling; this takes seconds, and less the next time")
         prepare()
-        with uncollected():
+        with uncollected(), forgotten():
             begun = time.perf_counter()
             lowered = self._lower(leaves, spec)
             traced = time.perf_counter()

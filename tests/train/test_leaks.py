@@ -1,0 +1,116 @@
+"""What a process that saves and compiles again and again may keep: nothing."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from mfk.core import jit
+from mfk.core.memory import hand_back
+from mfk.train.arrays import write_arrays
+
+
+def test_a_save_keeps_nothing_of_each_array(tmp_path: Path) -> None:
+    """Orbax asks tensorstore for the description of each array's place, of which that keeps four texts."""
+    write_arrays(tmp_path / "a", {"x": np.ones(3, np.float32)})
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    def described() -> Any:
+        return tensorstore_utils.build_kvstore_tspec(str(tmp_path), "x")
+
+    expected = {"driver": "file", "path": f"{tmp_path}/"}
+    assert described()["manifest"] == tensorstore.KvStore.Spec(expected).to_json() == expected
+    tracemalloc.start()
+    before = tracemalloc.take_snapshot()
+    for _ in range(1000):
+        described()
+    gc.collect()
+    after = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    assert sum(change.count_diff for change in after.compare_to(before, "filename")) < 500
+
+
+def test_a_function_that_was_compiled_can_be_freed() -> None:
+    """torch would keep the source of each graph, and each module, for good."""
+    weights = torch.randn(4, 4)
+
+    def compiled() -> None:
+        def loss(x: Tensor) -> Tensor:
+            return (torch.tanh(x @ weights) ** 2).sum()
+
+        jit(grad(loss))(torch.ones(3, 4))
+
+    def kept() -> tuple[int, int]:
+        gc.collect()
+        sources = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
+        # Of the class that Inductor writes into each of its modules.
+        return sources, sum(type(x).__name__ == "Runner" for x in gc.get_objects())
+
+    compiled()
+    before = kept()
+    for _ in range(4):
+        compiled()
+    assert kept() == before
+
+
+_ARENAS = """
+import ctypes, os, sys, threading
+from mfk.core import cli
+
+def program():
+    def work():
+        held = [bytearray(1000) for _ in range(10_000)]
+        inside.wait()
+    inside = threading.Barrier(17)
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    for thread in threads:
+        thread.join()
+    stream = ctypes.CDLL(None).fopen
+    stream.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(stream(sys.argv[1].encode(), b"w"))
+    ctypes.CDLL(None).malloc_info(0, handle)
+    ctypes.CDLL(None).fclose(handle)
+
+cli.main(program)
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("ctypes").CDLL(None), "malloc_info"), reason="no glibc")
+@pytest.mark.parametrize("asked", [None, "5"])
+def test_threads_share_what_is_freed(tmp_path: Path, asked: str | None) -> None:
+    """Of 16 threads at once that allocate, as many would have a store of freed memory each."""
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    if asked is not None:
+        environment["MALLOC_ARENA_MAX"] = asked
+    file = tmp_path / "info.xml"
+    subprocess.run([sys.executable, "-c", _ARENAS, str(file)], check=True, env=environment)
+    stores = file.read_text().count("<heap nr=")
+    assert stores == (2 if asked is None else int(asked)), stores
+
+
+def test_freed_memory_goes_back() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    held = [bytearray(50_000) for _ in range(2_000)]  # 100 MB in pieces, and a last one that stays on top
+    last = bytearray(50_000)
+    del held
+    before = resident()
+    hand_back()
+    assert len(last) == 50_000 and (before - resident()) * os.sysconf("SC_PAGE_SIZE") > 80e6
