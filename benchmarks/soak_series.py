@@ -18,6 +18,7 @@ FEWEST = 8  # samples that say something
 MEGABYTES_AN_HOUR = 10.0
 SHARE_AN_HOUR = 0.02
 MEGABYTES_OF_A_LOOP = 10.0
+THREADS_OF_A_LOOP = 2.0  # a pool of tensorstore's may still fill; of ten trainings or more
 Series = Sequence[float] | np.ndarray
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LEVELS = ("rss", "private", "anonymous", "descriptors", "threads", "children")
@@ -246,15 +247,15 @@ def claims(results: Mapping[str, Any]) -> list[Check]:
     if "rows a second of CPU" in trends:
         ratio = trends["rows a second of CPU"]["ratio"]
         what = "long run: rows a second of CPU, last quarter / first quarter"
-        made += [Check(what, ratio, 0.95, "at least"), Check(what, ratio, 1.05)]
+        made.append(Check(what, ratio, 0.95, "at least"))
     for name, found in results["systems"].items():
         if found["loops"].get("loops", 0) >= FEWEST:
             # Not rss: where memory is short, pages of libraries come and go.
             first, last = found["loops"]["anonymous"]
             made.append(Check(f"{name}, in one process: MB more", last - first, MEGABYTES_OF_A_LOOP))
-            for quantity in ("descriptors", "threads"):
+            for quantity, limit in (("descriptors", 0.0), ("threads", THREADS_OF_A_LOOP)):
                 first, last = found["loops"][quantity]
-                made.append(Check(f"{name}, in one process: {quantity} more", last - first, 0.0))
+                made.append(Check(f"{name}, in one process: {quantity} more", last - first, limit))
     for quantity, what in (
         ("left", "zombies, processes and temporary files left, all runs"),
         ("wrong", "endings and records other than expected, all runs"),
