@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfk.core import ranks, tree
-from mfk.core.types import Tree
+from mfk.core.types import Tree, describe
 from mfk.train.state import TrainState
 
 _LINE = 64  # numbers; at least a cache line of every dtype
@@ -27,7 +27,7 @@ class Shards(NamedTuple):
     """How one tree is shared out among the ranks."""
 
     split: Callable[[Tree], Tree]  # whole tree -> this rank's parts, copies
-    gather: Callable[[Tree], Tree]  # this rank's parts -> the whole tree, on every rank
+    gather: Callable[[Tree], Tree]  # this rank's parts -> the whole tree, on every rank; ValueError if others
     reduce: Callable[[Tree], Tree]  # whole trees, one of each rank -> this rank's parts of their sum
     norm: Callable[[Tree], Tensor]  # this rank's parts -> the norm of the whole tree, []
     blank: Callable[[Tree], Tree]  # this rank's parts -> a whole tree in host memory in which nothing is set
@@ -40,6 +40,7 @@ def shards_of(like: Tree) -> Shards:
         ValueError: there is no leaf.
     """
     rank, count = ranks.current()
+    structure, names = optree.tree_structure(like), [name for name, _ in tree.named_leaves(like)]
     shapes = [x.shape for x in tree.leaves(like)]
     if not shapes:
         raise ValueError("params: expected at least one tensor to share out, got none")
@@ -59,7 +60,21 @@ def shards_of(like: Tree) -> Shards:
         leaves = zip(tree.leaves(whole), own, strict=True)
         return tree.unflatten(whole, [x.detach().reshape(-1)[part].clone() for x, part in leaves])
 
+    def check(parts: Tree) -> None:
+        found = tree.named_leaves(parts)
+        if optree.tree_structure(parts) != structure:
+            raise ValueError(
+                f"state: expected this rank's parts of the leaves {names}, got {[name for name, _ in found]}"
+            )
+        for (name, x), part in zip(found, own, strict=True):
+            if x.shape != (part.stop - part.start,):
+                raise ValueError(
+                    f"state: leaf {name!r}: expected this rank's part, {part.stop - part.start} numbers, got "
+                    f"{describe(x)}; init_state(..., split=shards.split) makes a state of parts"
+                )
+
     def gather(parts: Tree) -> Tree:
+        check(parts)
         joined = ranks.all_parts(filled(x, n) for x, n in zip(tree.leaves(parts), lengths, strict=True))
         whole = [x.reshape(-1)[: s.numel()].reshape(s) for x, s in zip(joined, shapes, strict=True)]
         return tree.unflatten(parts, whole)
