@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mfk.core.types import Tree, describe
 
+_PIECE = 2**18  # numbers whose squares are added at once
+
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply `fn` to corresponding leaves; the trees must have one structure (ValueError)."""
@@ -60,14 +62,14 @@ def square_sum(tree: Tree) -> Tensor:
 
     Neither their range nor how the leaves are cut into parts shows in its fp32 digits.
     """
-    return _norms(leaves(tree)).square().sum()
+    return _square_sums(leaves(tree)).sum()
 
 
 def member_norms(tree: Tree) -> Tensor:
     """The `global_norm` of each member of a stacked tree, [k], in fp32 or wider; leaves are [k, ...]."""
     tensors = leaves(tree)
-    norms = _norms([x for leaf in tensors for x in leaf.unbind()])
-    return torch.linalg.vector_norm(norms.view(len(tensors), -1), dim=0).to(widest(tree))
+    squares = _square_sums([x for leaf in tensors for x in leaf.unbind()])
+    return squares.view(len(tensors), -1).sum(0).sqrt().to(widest(tree))
 
 
 def stack(members: Sequence[Tree]) -> Tree:
@@ -126,12 +128,17 @@ def all_finite(tree: Tree) -> Tensor:
     return torch.stack(flags).all() if flags else torch.tensor(True)
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of each tensor, float64 [n], where the first one is."""
+def _square_sums(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of each tensor's squares, float64 [n], where the first one is."""
     if not tensors:
         raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
-    norms = torch._foreach_norm(list(tensors), 2, torch.float64)
-    return torch.stack([norm.to(norms[0].device) for norm in norms])
+    # On a CPU each piece is copied in float64 on the way.
+    pieces = [x.view(-1).split(_PIECE) if x.is_contiguous() and x.numel() > _PIECE else (x,) for x in tensors]
+    norms = torch._foreach_norm([x for each in pieces for x in each], 2, torch.float64)
+    squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square()
+    if len(squares) == len(tensors):
+        return squares
+    return torch.stack([part.sum() for part in squares.split([len(each) for each in pieces])])
 
 
 def _field_names(tree: Tree) -> Callable[[tuple[Any, ...]], list[str]]:

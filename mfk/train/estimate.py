@@ -28,7 +28,7 @@ from mfk.train.step import count_rows, make_train_step
 
 # Rows of the micro-batches that are measured where the real one is larger.
 _FEW, _MORE = 32, 128
-# From the third micro-batch on, a step holds what it held in the third.
+# Of more micro-batches a step holds what it holds of three, and more sums of gradients.
 _MICRO_BATCHES = 3
 # Members of an ensemble that are measured where it has more.
 _FEW_MEMBERS, _MORE_MEMBERS = 2, 3
@@ -45,7 +45,7 @@ class MemoryEstimate(NamedTuple):
     """Bytes at the peak of one training step, by what they are for."""
 
     parameters: int
-    gradients: int  # one micro-batch's, and the running sum where there are several
+    gradients: int  # one micro-batch's, and the sums held meanwhile: of M micro-batches up to ⌊log2 M⌋
     moments: int  # the optimizer's state
     average: int  # the averaged parameters; 0 where averaging is off
     best: int  # each member's parameters and carried state at its best; 0 for a single run
@@ -138,8 +138,9 @@ def _measure(
     held = _bytes(split.given) + _bytes(own)
     parameters, moments, average = (_bytes(x) for x in (state.params, state.opt, state.ema))
     best, carried = _bytes(state.best), _bytes((state.state, state.guard))
-    gradients = parameters * min(split.parts, 2)
-    activations = max(0, _peak(task, config, state, split) - gradients)
+    gradients = parameters * split.parts.bit_length()
+    counted = parameters * min(split.parts, _MICRO_BATCHES).bit_length()
+    activations = max(0, _peak(task, config, state, split) - counted)
     # Or else they would count as the process's.
     del state, micro, drawn, own, shown, shown_drawn
     return shapes, MemoryEstimate(
