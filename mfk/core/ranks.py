@@ -335,6 +335,8 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "scalar type" in str(error):
+            raise ValueError(f"tensors: of a dtype that ranks cannot send each other: {error}") from error
         # gloo names its source file, and goes on about where to look.
         reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip()).splitlines()[0].split(". ")[0]
         rank = os.environ.get("RANK", "0")

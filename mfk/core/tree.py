@@ -132,6 +132,8 @@ def _square_sums(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of each tensor's squares, float64 [n], where the first one is."""
     if not tensors:
         raise ValueError("tree: expected at least one tensor to take the norm of, got an empty tree")
+    if (odd := next((x for x in tensors if not x.is_floating_point()), None)) is not None:
+        raise ValueError(f"tree: expected floating-point tensors to take the norm of, got {describe(odd)}")
     # On a CPU each piece is copied in float64 on the way.
     pieces = [x.view(-1).split(_PIECE) if x.is_contiguous() and x.numel() > _PIECE else (x,) for x in tensors]
     norms = torch._foreach_norm([x for each in pieces for x in each], 2, torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from mfk.data.archives import attempt
 _SURELY_FINE, _RATIO = 2**28, 1000  # bytes that any file may hold; beyond, times its size: gzip does no more
 _BLOCK = 2**20  # bytes that are searched at once
 _HEAP = re.compile(rb"GCOL\x01")  # of version 1, the only one
+_LEAST = 4096  # bytes of a heap
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -40,11 +42,14 @@ def _check_heaps(path: Path) -> None:
     Source: HDF5 File Format Specification 3.0, III.E, Disk Format: Level 1E - Global Heap.
     """
     with path.open("rb") as file:
-        number = _bytes_of_a_number(file)
+        number, whole = _bytes_of_a_number(file), file.seek(0, os.SEEK_END)
         head = _in_eights(8 + number)  # of a heap, and of an object in it
         for place in _heaps(file):
             file.seek(place + 8)
-            at, end = place + head, place + int.from_bytes(file.read(number), "little")
+            length = int.from_bytes(file.read(number), "little")
+            if not _LEAST <= length <= whole - place:
+                continue  # no heap, but numbers or a text that look like its beginning
+            at, end = place + head, place + length
             while at + head <= end:
                 file.seek(at)
                 found = file.read(8 + number)

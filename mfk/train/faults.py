@@ -24,13 +24,13 @@ def faults_told(config: TrainConfig, kept: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except ChildProcessError:
-        raise
+    except ChildProcessError as error:
+        raise ChildProcessError(f"{str(error).strip()} {kept()}") from error
     except (MemoryError, RuntimeError, OSError) as error:
         if "DataLoader worker" in str(error):
             # DataLoader's handler of SIGCHLD raises wherever the training is at that moment: in a step, or in
             # the writing of a checkpoint, which then could not be written.
-            raise worker_died(f"{error} {kept()}") from error
+            raise worker_died(f"{str(error).strip()} {kept()}") from error
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no more was said"

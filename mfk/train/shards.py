@@ -86,7 +86,7 @@ def shards_of(like: Tree) -> Shards:
         return tree.unflatten(whole, [x[: part.stop - part.start] for x, part in summed])
 
     def norm(parts: Tree) -> Tensor:
-        # Rounded once, as `tree.global_norm` does, so that both have the same bits.
+        # Rounded once, as `tree.global_norm` does, so that fp32 has the same bits.
         return ranks.add_up(tree.square_sum(parts)).sqrt().to(tree.widest(parts))
 
     def blank(parts: Tree) -> Tree:

@@ -168,3 +168,21 @@ def test_along_broadcasts_over_the_members() -> None:
     like = torch.ones(2, 3, 4)
     assert (tree.along(torch.tensor([2.0, 3.0]), like) * like)[:, 0, 0].tolist() == [2, 3]
     assert tree.along(torch.tensor(2.0), like).shape == ()
+
+
+def test_norms_of_whole_numbers_are_refused() -> None:
+    for given in (torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(
+            ValueError, match=r"^tree: expected floating-point tensors to take the norm of, got"
+        ):
+            tree.global_norm({"a": torch.ones(2), "b": given})
+
+
+def test_the_norm_of_large_leaves_is_that_of_their_pieces() -> None:
+    whole = {"a": torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0)), "b": torch.ones(5)}
+    expected = sum(float(x.double().square().sum()) for x in whole.values())
+    assert float(tree.square_sum(whole)) == pytest.approx(expected, rel=1e-12)
+    assert tree.global_norm(whole).dtype == torch.float32
+    # A transposed leaf, and one whose squares no fp32 can hold.
+    assert torch.equal(tree.global_norm({**whole, "a": whole["a"].T}), tree.global_norm(whole))
+    assert float(tree.global_norm({"a": torch.full((2,), 1e30)})) == pytest.approx(2**0.5 * 1e30)

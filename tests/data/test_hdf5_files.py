@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from mfk.data import hdf5_files
@@ -77,6 +78,17 @@ def test_texts_that_were_replaced_and_removed_are_no_damage(tmp_path: Path) -> N
             if k % 3 == 2:
                 del file.attrs[f"more {k % 5}"]
         assert texts(path) == TEXTS
+
+
+def test_numbers_and_texts_that_look_like_a_heap_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    made(path)
+    with h5py.File(path, "a") as file:
+        file["numbers"] = np.array([0x014C4F4347, 64, *7 * [0]], dtype="<u8")
+        file["large"] = np.array([0x014C4F4347, 2**40, *7 * [0]], dtype="<u8")
+        file["texts"] = ["GCOL\x01 starts a heap", "x"]
+        file["zeros"] = np.zeros(600)
+    assert texts(path) == TEXTS
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 2060, 2080])

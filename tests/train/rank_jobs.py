@@ -149,7 +149,7 @@ def told(folder: Path) -> None:
         ranks.first(fail)
     except FileNotFoundError as error:
         errors = str(error)
-    ranks._BUFFER = 7
+    ranks._BUFFER, refused = 7, ""
     shapes = [(3,), (5, 2), (), (4,), (2, 2), (20,)]
     made = [
         [torch.randn(s, generator=torch.Generator().manual_seed(100 * i + k)) for k, s in enumerate(shapes)]
@@ -162,6 +162,10 @@ def told(folder: Path) -> None:
     stacked = [torch.stack(x) for x in zip(*made, strict=True)]
     rows = [torch.stack([x + k for k in range(here.count)]) for x in made[here.rank]]
     own = [in_pairs([made[i][k] + here.rank for i in range(here.count)], torch.add) for k in range(6)]
+    try:
+        ranks.add_up(torch.ones(3, dtype=torch.int16))
+    except ValueError as error:
+        refused = str(error)
     tensors = {"a": torch.tensor([1.0, 2.0]) * (here.rank + 1), "b": (torch.tensor(here.rank),)}
     found = {
         "sum": ranks.add_up(tensors),
@@ -172,6 +176,7 @@ def told(folder: Path) -> None:
         "parts": same_bits(ranks.all_parts(made[here.rank]), stacked),
         "own": same_bits(ranks.own_parts(rows), own),
         "error": errors,
+        "refused": refused,
         "printed": sys.stdout is sys.__stdout__,
     }
     torch.save(found, folder / f"told{here.rank}.pt")

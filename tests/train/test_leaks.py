@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import linecache
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import tensorstore
 import torch
 from torch import Tensor
 from torch.func import grad
+from torch.fx.graph_module import _loader
 
 from mfk.core import jit
+from mfk.core.compiler.backend import forgotten
 from mfk.core.memory import hand_back
 from mfk.train.arrays import write_arrays
 
@@ -55,15 +57,27 @@ def test_a_function_that_was_compiled_can_be_freed() -> None:
 
     def kept() -> tuple[int, int]:
         gc.collect()
-        sources = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
         # Of the class that Inductor writes into each of its modules.
-        return sources, sum(type(x).__name__ == "Runner" for x in gc.get_objects())
+        return len(_loader.eval_cache), sum(type(x).__name__ == "Runner" for x in gc.get_objects())
 
     compiled()
     before = kept()
     for _ in range(4):
         compiled()
     assert kept() == before
+
+
+def test_what_another_thread_traces_meanwhile_keeps_its_lines() -> None:
+    traced: list[torch.fx.GraphModule] = []
+    with forgotten():
+        thread = threading.Thread(target=lambda: traced.append(torch.fx.symbolic_trace(lambda x: x + 1)))
+        thread.start()
+        thread.join()
+        ours = torch.fx.symbolic_trace(lambda x: x + 2)
+    kept = _loader.eval_cache
+    assert "x + 1" in kept[traced[0].forward.__code__.co_filename]
+    assert ours.forward.__code__.co_filename not in kept
+    assert int(ours(torch.tensor(1))) == 3
 
 
 _ARENAS = """

@@ -123,6 +123,7 @@ def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
         assert found["all"] == [ranks.Ranks(i, 3) for i in range(3)] and found["highest"] == 0
         for name in ("same", "parts", "own"):
             assert found[name] == [True] * 6, name
+        assert found["refused"].startswith("tensors: of a dtype that ranks cannot send each other: ")
         assert found["error"] == "rank 0 has no such file"
         assert found["printed"] == (rank == 0)
 

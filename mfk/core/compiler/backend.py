@@ -117,12 +117,22 @@ def forgotten() -> Iterator[None]:
     from torch._inductor.codecache import PyCodeCache
     from torch.fx.graph_module import _loader
 
-    sources, modules = set(_loader.eval_cache), len(PyCodeCache.modules)
+    sources: list[str] = []
+    keep, here, modules = _loader.cache, threading.get_ident(), len(PyCodeCache.modules)
+
+    def kept(*arguments: Any, **more: Any) -> str:
+        name = keep(*arguments, **more)
+        if threading.get_ident() == here:  # what another thread traces meanwhile is not ours
+            sources.append(name)
+        return name
+
+    _loader.cache = kept
     try:
         yield
     finally:
-        for name in [name for name in _loader.eval_cache if name not in sources]:
-            del _loader.eval_cache[name]
+        _loader.cache = keep
+        for name in sources:
+            _loader.eval_cache.pop(name, None)
             linecache.cache.pop(name, None)
         del PyCodeCache.modules[modules:]
 
