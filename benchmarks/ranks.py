@@ -75,10 +75,10 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of stick.py large")
-    parser.add_argument("--out", type=Path, default=None, help="of a file that exists other systems are kept")
+    parser.add_argument("--out", type=Path, default=None, help="of a file that exists other rows are kept")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process's results
     parser.add_argument("--memory", choices=_MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -105,7 +105,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     words = [
         "--steps", str(options.steps), "--systems", *options.systems, "--modes", *options.modes,
     ]  # fmt: skip
-    for count in options.ranks:
+    for count in options.ranks if options.systems else ():
         begun = time.perf_counter()
         launch(count, [*words, "--folder", str(folder)], folder)
         print(f"# {count} processes: {time.perf_counter() - begun:.0f} s")
@@ -136,7 +136,10 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 )
     if options.out is not None and options.out.exists():
         before = json.loads(options.out.read_text(encoding="utf-8"))
-        table = [row for row in before["table"] if row["system"] not in options.systems] + table
+        order = [(system, mode) for system in SYSTEMS for mode in MODES]
+        made = {(row["system"], row["mode"]) for row in table}
+        table += [row for row in before["table"] if (row["system"], row["mode"]) not in made]
+        table.sort(key=lambda row: (order.index((row["system"], row["mode"])), row["ranks"]))
         memory = memory or before["memory"]
     checks = [check for row in table for check in claims(row)] + lighter(memory)
     for row in table:
