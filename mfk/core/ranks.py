@@ -310,15 +310,15 @@ def _pause(until: float) -> None:
 
 
 def _runs(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype and device, that travel in one buffer; it is as small as is no loss of time."""
+    """Neighbours of one dtype and device, that travel in one buffer: as few numbers as cost no time."""
     run: list[Tensor] = []
+    held = 0
     for x in tensors:
-        if run and (
-            (x.dtype, x.device) != (run[0].dtype, run[0].device) or sum(y.numel() for y in run) >= _BUFFER
-        ):
+        if run and (held >= _BUFFER or (x.dtype, x.device) != (run[0].dtype, run[0].device)):
             yield run
-            run = []
+            run, held = [], 0
         run.append(x)
+        held += x.numel()
     if run:
         yield run
 

@@ -20,7 +20,7 @@ def faults_told(config: TrainConfig, kept: Callable[[], str]) -> Iterator[None]:
 
     Raises:
         MemoryError: memory ran out; names settings to lower.
-        ChildProcessError: (an OSError) a worker that gathers batches died while something else was done.
+        ChildProcessError: (an OSError) a worker that gathers batches died, whatever was done meanwhile.
     """
     try:
         yield
