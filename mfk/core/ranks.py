@@ -6,11 +6,13 @@ constant, and says nothing. Reduce what they return.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import re
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,6 +79,10 @@ def joined() -> Iterator[Ranks]:
     ):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
+    # Whatever holds the group past its end holds threads, which abort a process that exits while they let go
+    # of a tensor. These functions have the group of the moment as a default: imported by what torch.func
+    # needs, they would be such.
+    importlib.import_module("torch.distributed.nn.functional")
     with _answered():
         store, _, _ = next(iter(dist.rendezvous("env://", rank, count)))
         _AGENT.append(store)
@@ -87,6 +93,9 @@ def joined() -> Iterator[Ranks]:
         if here.rank:
             sys.stdout = open(os.devnull, "w")  # open as long as the process lives
         yield here
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         sys.stdout = printed
         _AGENT.clear()
@@ -341,6 +350,13 @@ def _answered() -> Iterator[None]:
         reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip()).splitlines()[0].split(". ")[0]
         rank = os.environ.get("RANK", "0")
         raise RankLost(f"rank {rank}: another process of the run has ended ({reason})") from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, such as the group that something was to travel through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _told(error: Exception) -> Exception:
