@@ -93,7 +93,7 @@ SYSTEMS = {
         "vqvae.py",
         ("vqvae.py", "generate", "--output", "DATA.h5", "--samples", "300"),
         ("quick", "--data", "DATA.h5", *_BY_STEPS),
-        200,
+        80,
         10,
     ),
 }  # fmt: skip

@@ -247,6 +247,7 @@ def fit(
                 checkpoint.save, keep_last=config.keep_last, best_metric=best_metric, settings=kept
             )
             ranks.first(lambda: write(folder, whole, values))
+            hand_back()  # or what a checkpoint frees is kept, in more and more pieces
             sink.note(f"step {state.step}: saved in {time.perf_counter() - begun:.2f} s", "debug")
 
         signalled = stack.enter_context(interruptible())
