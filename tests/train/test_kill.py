@@ -13,7 +13,7 @@ import pytest
 
 # One process imports everything and forks the runs, so that twenty deaths cost seconds, not minutes.
 _RUNS = """
-import hashlib, json, os, random, signal, sys
+import hashlib, json, os, random, shutil, signal, sys
 from pathlib import Path
 
 import orbax.checkpoint.experimental.v1
@@ -75,7 +75,7 @@ def result(run):
 import time
 
 seconds = float("inf")
-for name in ("first", "second", "whole"):  # the shortest: a moment after the end of a run kills nothing
+for name in ("first", "second", "whole"):
     begun = time.monotonic()
     assert child(root / name) == 0
     seconds = min(seconds, time.monotonic() - begun)
@@ -85,11 +85,13 @@ moments = [dict(kill=k) for k in sorted(draw.sample(range(1, whole["events"] * 3
 moments += [dict(after=draw.uniform(0.02, 1.0) * seconds) for _ in range(10)]
 for n, moment in enumerate(moments):
     run = root / str(n)
-    died = child(run, **moment)
-    # A moment after the end kills nothing: the run is whole then.
+    while (died := child(run, **moment)) == 0 and "after" in moment:
+        # The end came before, on a machine that is less busy than it was: once more, and sooner.
+        moment["after"] /= 2
+        shutil.rmtree(run)
     unfinished = [p.name for p in run.glob("checkpoints/*") if not (p / "manifest.json").exists()]
-    print(json.dumps({"moment": moment, "killed": died == signal.SIGKILL, "unfinished": unfinished}))
-    assert died in (0, signal.SIGKILL)
+    print(json.dumps({"moment": moment, "unfinished": unfinished}))
+    assert died == signal.SIGKILL
     assert child(run) == 0
     assert result(run)["hash"] == whole["hash"], moment
 """
@@ -115,7 +117,6 @@ def test_twenty_deaths_change_no_bit(tmp_path):
     deaths = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(deaths) == 20
     inside = [death for death in deaths if "kill" in death["moment"]]
-    assert all(death["killed"] for death in inside) and sum(death["killed"] for death in deaths) >= 17
     # Some left a checkpoint half-written, which was then not one.
     assert any(death["unfinished"] for death in inside)
 
