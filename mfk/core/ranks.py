@@ -354,7 +354,9 @@ def _answered() -> Iterator[None]:
 
 def _let_go(error: BaseException | None) -> None:
     """Free what the frames of an error hold, such as the group that something was to travel through."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and not any(error is other for other in seen):
+        seen.append(error)
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
