@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mfk.core import config, ranks
-from mfk.core.files import write_atomically
 from mfk.core.types import Batch, Batches, Task
 from mfk.data.loader import batches_from
 from mfk.train import restarts
@@ -74,7 +73,7 @@ def launch(
         validation: as for `fit`.
         batches: as for `fit`.
         example: rows of the data, for the dry run; None if the task makes its own.
-        files: name -> text, written into the folder of a new run before it starts.
+        files: as for `fit`.
         roots: as for `fit`.
         fixed: as for `fit`; the seed, the metric and the initial weights are always among them.
 
@@ -106,6 +105,7 @@ def launch(
         resume=resume,
         init_from=run.init_from,
         resume_hint=f"python experiments/{name}.py --resume {folder}",
+        files=files,
         roots=roots,
         fixed=("train.seed", "train.best_metric", "run.init_from", *fixed),
     )
@@ -125,7 +125,6 @@ def _folder(run: RunConfig, name: str, files: Mapping[str, str]) -> tuple[Path, 
     for file, text in files.items():
         if begun is not None and (begun / file).is_file() and (begun / file).read_text("utf-8") != text:
             raise ValueError(f"{begun / file}: is another than when the run was begun; start a new run")
-        write_atomically(folder / file, text)
     return folder, (folder / CONFIG).is_file()
 
 

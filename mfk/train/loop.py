@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mfk.core import TraceError, ranks, tree
+from mfk.core.files import write_atomically
 from mfk.core.memory import hand_back
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
@@ -65,6 +66,7 @@ def fit(
     resume: bool = False,
     init_from: Path | str | None = None,
     resume_hint: str = "",
+    files: Mapping[str, str] | None = None,
     roots: Collection[str] = (),
     fixed: Collection[str] = (),
     console: bool = True,
@@ -93,6 +95,7 @@ def fit(
         init_from: a run, or a checkpoint, whose weights and carried state (the best, averaged ones) are
             the initial ones; the optimizer and the schedule begin anew. A resumed run does not read it.
         resume_hint: the command that resumes, printed after a signal.
+        files: name -> text, written into the folder when the run begins.
         roots: the loss's metrics that are mean squares and logged as their root.
         fixed: dotted keys of `record`, or the first parts of some, that a resumed run must not change; other
             changes are reported.
@@ -165,8 +168,11 @@ def fit(
             run.mkdir(parents=True, exist_ok=True)
             if not resume:
                 stack.enter_context(runs.locked(run))
+                runs.refuse_begun(run)  # by another process, since this one has looked
             if begins:
                 (run / runs.HISTORY).unlink(missing_ok=True)
+                for name, text in (files or {}).items():
+                    write_atomically(run / name, text)
                 # Before its logs: a run that is killed in between can then be gone on with.
                 runs.write_record(run, record, config.seed)
             opened.append(

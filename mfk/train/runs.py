@@ -109,6 +109,11 @@ def refuse_run(folder: Path) -> None:
     if (folder / LOCK).exists():
         with locked(folder):
             pass
+    refuse_begun(folder)
+
+
+def refuse_begun(folder: Path) -> None:
+    """FileExistsError if `folder` holds a run, whoever trains in it."""
     found = [name for name in (CONFIG, HISTORY, CHECKPOINTS) if (folder / name).exists()]
     if found and saved(folder / CHECKPOINTS):
         raise FileExistsError(

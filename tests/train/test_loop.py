@@ -358,6 +358,43 @@ def test_a_resumed_run_tells_what_changed_and_refuses_what_is_fixed(tmp_path, ca
     assert "resumed with another lr (0.01 -> 0.02)" in capsys.readouterr().out
 
 
+def test_two_that_look_at_one_fresh_folder_together(tmp_path):
+    """The second finds nothing there, and then the first's run, going on or ended: it writes nothing."""
+    run, task = tmp_path / "run", make_task()
+
+    def begun_meanwhile(files: dict[str, str]) -> Task:
+        """Its first weights are asked for between the look and the start."""
+        others: list[bool] = []
+
+        def init(seed: int) -> Any:
+            if not others:
+                others.append(True)
+                _fit(run, replace(CONFIG, steps=4), files=files)
+            return task.init(seed)
+
+        return task._replace(init=init)
+
+    def contents() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        _fit(run, task=begun_meanwhile({"data.txt": "first"}), files={"data.txt": "second"})
+    assert (run / "data.txt").read_text() == "first" and find(run).step == 4
+    shutil.rmtree(run)
+    drawn: list[dict[Path, bytes]] = []
+
+    def draw(*args: Any) -> Any:
+        if not drawn:
+            drawn.append(contents())
+            with pytest.raises(FileExistsError, match="another process is training"):
+                _fit(run, files={"data.txt": "second"})
+            drawn.append(contents())
+        return task.draw(*args)
+
+    _fit(run, replace(CONFIG, steps=4), task._replace(draw=draw), files={"data.txt": "first"})
+    assert drawn[0] == drawn[1] and drawn[0][run / "data.txt"] == b"first"
+
+
 def test_a_refused_resume_changes_nothing(tmp_path):
     """Another process in the folder, or a history that is none: config.yaml stays as it was."""
     run = tmp_path / "run"
