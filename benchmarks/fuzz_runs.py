@@ -247,10 +247,10 @@ def _opening_samples(folder: Path) -> list[Sample]:
 
 
 def _read_openings(folder: Path) -> None:
-    known = stick_generate.from_json(folder / "openings.json")
+    known = stick_generate.from_json(folder / "openings.json", 20)
     assert bool(known.motion.isfinite().all()) and known.action.dtype == torch.int64
     action = int(known.action[0])  # another one may be done by no opening, which `check_actions` refuses
-    assert stick_generate.opening(known, action, 0).shape == (5, known.motion.shape[2])
+    assert stick_generate.opening(known, action, 0).shape == (5, 20)
 
 
 def _settings(cls: type, *files: str) -> Reader:

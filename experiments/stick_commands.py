@@ -121,7 +121,7 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
         with told("--checkpoint", given.checkpoint, _RUN):
             settings = settings_of(given.checkpoint)
             nets, found = trained(settings, given.checkpoint)
-            known = from_json(train.run_of(given.checkpoint) / OPENINGS)
+            known = from_json(train.run_of(given.checkpoint) / OPENINGS, nets.width)
         made = compose(settings, nets, found, known, given.text, given.seconds, given.seed, given.actions)
         with told("--out", given.out, "a file that can be written"):
             write_motion(made, given.out, given.text)

@@ -150,7 +150,8 @@ def parse(
     except BrokenPipeError:
         raise SystemExit(1) from None
     except USER_ERRORS as error:
-        _fail(error)
+        with _said_once():
+            _fail(error)
 
 
 def main(fn: Callable[[], object], *more: type[Exception]) -> None:

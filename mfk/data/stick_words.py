@@ -104,9 +104,11 @@ def action_schedule(text: str, frames: int) -> list[tuple[int | None, int]]:
     clauses = [clause for clause in _CUT.split(text) if re.search(r"\w", clause)]
     if not clauses:
         raise ValueError(f"text: expected words, got {text!r:.80}")
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < len(clauses):
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"frames: expected an int >= 1, got {describe(frames)}")
+    if frames < len(clauses):
         raise ValueError(
-            f"frames: expected an int >= {len(clauses)}, one for each clause, got {describe(frames)}"
+            f"text: expected at most a clause for each of {frames} frames, got {len(clauses)} clauses"
         )
     return [(_action(clause), place * frames // len(clauses)) for place, clause in enumerate(clauses)]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mfk.core import rng
 from mfk.core.files import read_json
 from mfk.core.types import Params, Rows, Tree, describe
-from mfk.data.stick import ACTIONS, SEGMENTS, StickClip
+from mfk.data.stick import ACTIONS, StickClip
 from mfk.nn import StickCache, StickOutput
 from mfk.tasks.stick_features import Seen, anchored, hip_columns, meant, see
 from mfk.tasks.stick_net import StickNets
@@ -69,8 +69,8 @@ def to_json(known: Openings) -> str:
     return json.dumps({"action": known.action.tolist(), "motion": motion}) + "\n"
 
 
-def from_json(path: Path) -> Openings:
-    """The inverse of `to_json`.
+def from_json(path: Path, width: int) -> Openings:
+    """The inverse of `to_json`, of a figure of `width` numbers a frame.
 
     Raises:
         FileNotFoundError: no such file. ValueError: it holds something else.
@@ -83,9 +83,12 @@ def from_json(path: Path) -> Openings:
         known = Openings(motion, torch.tensor(said["action"]))
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
-    fits = motion.ndim == 3 and motion.shape[1] == OPENING and motion.shape[2] in SEGMENTS and len(motion)
+    fits = motion.ndim == 3 and motion.shape[1:] == (OPENING, width) and len(motion)
     if not fits or known.action.shape != (len(motion),):
-        raise ValueError(f"{path}: expected motion [N, {OPENING}, D], got {tuple(motion.shape)}")
+        raise ValueError(
+            f"{path}: expected motion [N, {OPENING}, {width}] and an action of each of N openings, "
+            f"got {tuple(motion.shape)} and {tuple(known.action.shape)}"
+        )
     whole = known.action.dtype == torch.int64 and bool(motion.isfinite().all())
     if not whole or not -1 <= int(known.action.min()) <= int(known.action.max()) < len(ACTIONS):
         raise ValueError(
@@ -154,6 +157,11 @@ def generate(
         ValueError: another shape, too few frames, or an action that no training clip has.
     """
     width = nets.width
+    if known.motion.shape[1:] != (OPENING, width):
+        raise ValueError(
+            f"known: expected openings of the network's figure, [N, {OPENING}, {width}], "
+            f"got {tuple(known.motion.shape)}"
+        )
     if isinstance(frames, bool) or not isinstance(frames, int) or frames <= OPENING:
         raise ValueError(f"frames: expected an int > {OPENING}, got {describe(frames)}")
     if text.shape != (nets.config.embedding_dim,):

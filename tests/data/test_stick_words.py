@@ -55,8 +55,10 @@ def test_bad_texts_are_named():
     for text in ("", "  ", ", then ."):
         with pytest.raises(ValueError, match=r"text: expected words, got"):
             action_schedule(text, 10)
-    with pytest.raises(ValueError, match=r"frames: expected an int >= 2, one for each clause, got 1"):
+    with pytest.raises(ValueError, match=r"text: expected at most a clause for each of 1 frames, got 2"):
         action_schedule("walk then run", 1)
+    with pytest.raises(ValueError, match=r"frames: expected an int >= 1, got 0"):
+        action_schedule("walk then run", 0)
     with pytest.raises(TypeError, match=r"text: expected a text"):
         action_schedule(3, 10)  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_mistakes_in_generation_are_told(words, message, trained: Path, tmp_path
     line = [word for flag, values in given.items() for word in (flag, *values)]
     assert message in refuse(capsys, "generate", *line)
     assert not list(tmp_path.iterdir())
+
+
+def test_openings_of_another_figure_are_refused(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/openings.json").write_text(json.dumps({"action": [1], "motion": [[[0.0] * 48] * 5]}))
+    said = refuse(capsys, "generate", "--checkpoint", "run", "--text", "a person walks", "--out", "a.npz")
+    assert "run/openings.json: expected motion [N, 5, 20] and an action" in said and "got (1, 5, 48)" in said
+    assert not Path("a.npz").exists()
 
 
 def test_folders_where_files_are_expected_and_the_other_way_round(trained: Path, capsys) -> None:

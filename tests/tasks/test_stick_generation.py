@@ -148,6 +148,13 @@ def test_openings_by_hand() -> None:
         openings([short], 0)
 
 
+def test_openings_of_another_figure_are_refused() -> None:
+    made = gentle()
+    wide = made.openings._replace(motion=torch.zeros(1, OPENING, 48), action=torch.tensor([WALK]))
+    with pytest.raises(ValueError, match=r"known: expected openings .*, \[N, 5, 20\], got \(1, 5, 48\)"):
+        generate(made.nets, made.params, made.state, wide, SAYING, 6)
+
+
 def test_clips_without_labels_open_any_motion() -> None:
     bare = [clip._replace(actions=None) for clip in clips(3)]
     known = openings(bare, 0)

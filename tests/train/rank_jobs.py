@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,16 @@ def lost(folder: Path) -> None:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def mistaken() -> None:
+    """A command line that none can read."""
+    cli.parse({"default": ("", Nothing())}, prog="job", description="A job.", argv=["--config", "no.yaml"])
+
+
 def keep(path: Path, value: Any) -> None:
     """Saved by the first rank."""
     if ranks.current().rank == 0:
@@ -252,6 +262,7 @@ if __name__ == "__main__":
         "told": lambda: told(folder),
         "stopped": lambda: stopped(folder),
         "lost": lambda: lost(folder),
+        "mistaken": mistaken,
     }
     try:
         cli.main(jobs[job])

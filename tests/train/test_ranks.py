@@ -178,6 +178,12 @@ def test_processes_that_have_not_joined_are_told(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_in_the_command_line_is_told_once(tmp_path: Path) -> None:
+    ends = launch(2, tmp_path, "mistaken")
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert sorted(end for _, end in ends) == ["", "error: no.yaml: there is no such config file\n"]
+
+
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     ends = launch(2, tmp_path, "stopped")
     assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
