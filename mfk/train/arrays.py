@@ -114,6 +114,11 @@ def _mend_tensorstore() -> None:
     import tensorstore
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
+    # Orbax asks for up to 128 threads, and each checkpoint of many arrays starts a few more of them.
+    # Tensorstore's own number is as many as cores, and 4 at least.
+    for context in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        limits = getattr(tensorstore_utils, context, {}).get("file_io_concurrency", {})
+        limits["limit"] = "shared"
     if tensorstore_utils.ts is tensorstore:
         store = types.SimpleNamespace(Spec=_Spec, open=tensorstore.KvStore.open)
         mended: Any = types.SimpleNamespace(**vars(tensorstore) | {"KvStore": store})

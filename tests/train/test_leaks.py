@@ -47,6 +47,20 @@ def test_a_save_keeps_nothing_of_each_array(tmp_path: Path) -> None:
     assert sum(change.count_diff for change in after.compare_to(before, "filename")) < 500
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_save_starts_as_many_threads_as_tensorstore_would(tmp_path: Path, together: bool) -> None:
+    """Orbax asks for 128, more of which start with each checkpoint of many arrays."""
+    write_arrays(tmp_path / "a", {"x": np.ones(3, np.float32)})
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    def files(context: Any) -> Any:
+        return context["file_io_concurrency"].to_json()
+
+    asked = files(tensorstore_utils.get_ts_context(use_ocdbt=together))
+    assert asked == files(tensorstore.Context())
+    assert asked != files(tensorstore.Context({"file_io_concurrency": {"limit": 128}}))
+
+
 def test_a_function_that_was_compiled_can_be_freed() -> None:
     """torch would keep the source of each graph, and each module, for good."""
     weights = torch.randn(4, 4)
