@@ -1,6 +1,6 @@
 """Train models of stick figures, and generate motion from text.
 
-python experiments/stick.py small                                    # 7 to 12 minutes on 2 cores
+python experiments/stick.py small                                    # 6 to 12 minutes on 2 cores
 python experiments/stick.py                                          # medium, the documents' default
 python experiments/stick.py generate --text "a person walks then jumps" --seconds 6 --out walk.gif
 python experiments/stick.py import --bvh DIR --index index.csv --joint-map joint_map.json --output real.pt
@@ -68,7 +68,7 @@ PRESETS = {
             train=replace(_SMALL.train, steps=60, warmup_steps=10, validate_every=30, ema_decay=0.9),
         ),
     ),
-    "small": ("7.2 million parameters, 7 to 12 minutes on 2 cores", _SMALL),
+    "small": ("7.2 million parameters, 6 to 12 minutes on 2 cores", _SMALL),
     "medium": ("20.6 million parameters, 2 windows at a time", _MEDIUM),
     "large": ("44.6 million parameters, 16 windows at a time", _of(512, 10, 16, 4)),
 }
