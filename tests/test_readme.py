@@ -94,14 +94,16 @@ def motion_lines(runs: list[dict[str, Any]]) -> list[str]:
 def test_the_figures_of_stick_figures_are_the_committed_ones() -> None:
     found = {
         name: json.loads((ROOT / f"benchmarks/results/stick_{name}.json").read_text(encoding="utf-8"))
-        for name in ("models", "refine", "memory")
+        for name in ("models", "refine", "memory", "default")
     }
     for line in stick_lines(found["models"], found["refine"]):
         assert line in README
     flat = README.replace("\n", " ")
     (medium,) = (row for row in found["memory"]["rows"] if row["preset"] == "medium")
     assert f"{medium['peak_gb']:.1f} GB at its peak" in flat
-    assert f"{found['models']['runs'][0]['seconds'] / 60:.0f} minutes" in flat
+    assert f"{found['models']['runs'][0]['seconds'] / 60:.0f} beside other work" in flat
+    quiet = int(found["default"]["facts"]["this session"].removesuffix(" s until the report"))
+    assert f"{quiet / 60:.0f} minutes on two cores" in flat
 
 
 def stick_lines(models: dict[str, Any], refined: dict[str, Any]) -> list[str]:
