@@ -83,7 +83,7 @@ def from_json(path: Path, width: int) -> Openings:
         known = Openings(motion, torch.tensor(said["action"]))
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
-    fits = motion.ndim == 3 and motion.shape[1:] == (OPENING, width) and len(motion)
+    fits = motion.shape[1:] == (OPENING, width) and len(motion)
     if not fits or known.action.shape != (len(motion),):
         raise ValueError(
             f"{path}: expected motion [N, {OPENING}, {width}] and an action of each of N openings, "

@@ -107,9 +107,10 @@ class _Spec(dict[str, Any]):
 
 
 def _mend_tensorstore() -> None:
-    """Keep orbax from `tensorstore.KvStore.Spec.to_json`, which never frees the texts that it makes (0.1.86).
+    """Have orbax use of tensorstore no more threads than cores, and nothing that leaks.
 
-    Orbax calls it for each array: of a hundred arrays saved a thousand times, 30 MB.
+    `tensorstore.KvStore.Spec.to_json` never frees the texts that it makes (0.1.86). Orbax calls it for each
+    array: of a hundred arrays saved a thousand times, 30 MB.
     """
     import tensorstore
     from orbax.checkpoint._src.serialization import tensorstore_utils
