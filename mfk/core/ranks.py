@@ -139,7 +139,11 @@ def alone() -> bool:
 
 
 def first_to_fail() -> bool:
-    """Whether no other rank has asked this before: the one that has told the user why all of them end."""
+    """Whether no other rank has asked this before: the one that has told the user why all of them end.
+
+    Also where it cannot be known, since the store through which ranks find each other has ended with rank 0;
+    torchrun's has not.
+    """
     if current().count == 1:
         return True
     try:

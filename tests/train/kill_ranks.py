@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import rank_jobs
 import tensorboardX  # noqa: F401
 import torch
 import yaml  # noqa: F401
+from torch.distributed import TCPStore
 
 from mfk.core import cli
 from mfk.train import checkpoint
@@ -33,17 +33,12 @@ COUNTS = (1, 2, 3)
 
 def start(run: Path, count: int, deaths: dict[int, dict[str, Any]]) -> list[int]:
     """Run or go on with `run` on so many ranks, some of which die; their exit codes, or minus the signal."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True)
     children = []
     for rank in range(count):
         number = os.fork()
         if not number:
-            os.environ |= {
-                "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
+            os.environ |= rank_jobs.variables(store, rank, count)
             os._exit(live(run, deaths.get(rank, {})))
         children.append(number)
     codes = {}

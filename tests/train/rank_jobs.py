@@ -1,4 +1,4 @@
-"""What the processes of tests/train/test_ranks.py do, started as torchrun starts them.
+"""What the processes of tests/train/test_ranks.py do, started as torchrun starts them, and how that is.
 
 python rank_jobs.py FOLDER JOB
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 from toy import make_task, validation
 
 from mfk import train
@@ -32,6 +33,14 @@ CONFIG = TrainConfig(
     steps=12, batch_size=10, lr=1e-2, warmup_steps=2, min_lr=1e-3, clip=0.5, ema_decay=0.9, validate_every=4,
     checkpoint_every=3, log_every=2, jit=False, device="cpu", keep_last=None,
 )  # fmt: skip
+
+
+def variables(store: TCPStore, rank: int, count: int) -> dict[str, str]:
+    """What torchrun tells a process. The store is in a process that outlives the ranks, as torchrun does."""
+    return {
+        "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
 
 
 def following(dtype: torch.dtype = torch.float32) -> Task:
@@ -202,13 +211,13 @@ def stopped(folder: Path) -> None:
     sys.exit(128 + result.interrupted)
 
 
-def lost(folder: Path) -> None:
-    """A run whose last rank dies."""
+def lost(folder: Path, rank: int) -> None:
+    """A run that a rank is lost of."""
     here, task = ranks.current(), following()
     drawn = task.draw
 
     def draw(seed: int, step: int, *more: Any) -> Any:
-        if step == 7 and here.rank == here.count - 1:
+        if step == 7 and here.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return drawn(seed, step, *more)
 
@@ -223,9 +232,20 @@ class Nothing:
     """No settings."""
 
 
-def mistaken() -> None:
-    """A command line that none can read."""
+def mistaken(late: bool = False) -> None:
+    """A command line that none can read; `late`: which the others find out once the first has ended."""
+    first = ranks.everyone(os.getpid())[0] if late else 0
+    while late and ranks.current().rank and lives(first):
+        time.sleep(0.01)
     cli.parse({"default": ("", Nothing())}, prog="job", description="A job.", argv=["--config", "no.yaml"])
+
+
+def lives(process: int) -> bool:
+    """Whether a process has not ended; one that nobody has asked for its exit code yet has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def keep(path: Path, value: Any) -> None:
@@ -261,8 +281,9 @@ if __name__ == "__main__":
         "later": lambda: later(folder),
         "told": lambda: told(folder),
         "stopped": lambda: stopped(folder),
-        "lost": lambda: lost(folder),
+        "lost": lambda: lost(folder, int(words[0])),
         "mistaken": mistaken,
+        "mistaken late": lambda: mistaken(late=True),
     }
     try:
         cli.main(jobs[job])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_jobs
 import torch
+from torch.distributed import TCPStore
 
 from mfk import train
 from mfk.core import ranks
@@ -21,16 +22,17 @@ from mfk.train import checkpoint
 JOBS = Path(__file__).with_name("rank_jobs.py")
 
 
-def launch(count: int, folder: Path, *words: str) -> list[tuple[int, str]]:
-    """Exit code and stderr of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+def launch(count: int, folder: Path, *words: str, agent: bool = True) -> list[tuple[int, str]]:
+    """Exit code and stderr of each process; without an agent rank 0 keeps the store that they share."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    alone = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(5_000 + os.getpid() % 20_000)}
     started = [
         subprocess.Popen(
             [sys.executable, str(JOBS), str(folder), *words],
-            env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1"}
+            | rank_jobs.variables(store, i, count)
+            | ({} if agent else alone),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -170,16 +172,16 @@ def test_variables_that_are_no_numbers(
 
 
 def test_processes_that_have_not_joined_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rank_jobs import CONFIG, following
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"WORLD_SIZE: this is one of 2 processes.*ranks\.joined"):
-        train.fit(following(), CONFIG, run=tmp_path / "run", record={})
+        train.fit(rank_jobs.following(), rank_jobs.CONFIG, run=tmp_path / "run", record={})
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_in_the_command_line_is_told_once(tmp_path: Path) -> None:
-    ends = launch(2, tmp_path, "mistaken")
+@pytest.mark.parametrize("job", ["mistaken", "mistaken late"])
+def test_a_mistake_in_the_command_line_is_told_once(tmp_path: Path, job: str) -> None:
+    """Also by a process that finds out when the first has ended."""
+    ends = launch(2, tmp_path, job)
     assert [code for code, _ in ends] == [2, 2], ends
     assert sorted(end for _, end in ends) == ["", "error: no.yaml: there is no such config file\n"]
 
@@ -190,10 +192,13 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "stopped").step == 8
 
 
-def test_a_rank_that_dies_ends_the_others_and_nothing_is_lost(tmp_path: Path) -> None:
-    ends = launch(2, tmp_path, "lost")
-    assert ends[1][0] == -signal.SIGKILL
-    assert ends[0][0] == 2 and "error: rank 0: another process of the run has ended" in ends[0][1], ends
+@pytest.mark.parametrize(("rank", "agent"), [(1, True), (0, True), (0, False)])
+def test_a_rank_that_dies_ends_the_others_and_nothing_is_lost(tmp_path: Path, rank: int, agent: bool) -> None:
+    """Also the one that writes, and that keeps what ranks share where no agent does."""
+    ends = launch(2, tmp_path, "lost", str(rank), agent=agent)
+    assert ends[rank] == (-signal.SIGKILL, "")
+    code, end = ends[1 - rank]
+    assert code == 2 and f"error: rank {1 - rank}: another process of the run has ended" in end, ends
     assert checkpoint.find(tmp_path / "run").step == 6
     well(launch(2, tmp_path, "fitted", "run"))
     well(launch(2, tmp_path, "fitted", "whole"))
