@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import motion_runs
 import pytest
 import torch
 from motions import data, source
+from signalled import signalled
 
 from mfk.core import config, tree
 from mfk.data import open_motion, read_windows, write_motion
@@ -112,13 +112,8 @@ def test_a_stopped_run_ends_with_the_same_parameters(labelled: Path, tmp_path: P
     monkeypatch.chdir(tmp_path)
     words = [*TINY, "--data", str(labelled), "--no-animation", "--rollout-steps", "2", "--noise", "0.1"]
     assert run(monkeypatch, *words, "--out", "whole") == 0
-    given = dict(os.environ, PYTHONUNBUFFERED="1")
-    command = [sys.executable, str(SCRIPT), *words, "--out", "parts", "--log-every", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 4/8  val"):
-                process.kill()
+    killed = signalled("SIGKILL", "step 4/8  val", SCRIPT, *words, "--out", "parts", "--log-every", "1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert run(monkeypatch, "--resume", "parts") == 0
     whole, parts = (
         json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))

@@ -6,10 +6,8 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +19,7 @@ import panda
 import pytest
 import torch
 import ur10
+from signalled import signalled
 
 import mfk
 from mfk import kinematics, train
@@ -92,18 +91,10 @@ def test_resumed_run_is_bit_identical(
 ) -> None:
     """Ctrl-C at a step in a real process, then the command that it prints."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-u", str(SCRIPT), *TINY, "--steps", "60", "--out", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    # After the fourth step's record some fifty steps are left, each of them tens of milliseconds.
-    while not (folder / "history.jsonl").exists() or "train/" not in (folder / "history.jsonl").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, printed
-    found = re.search(r"Resume with: python experiments/panda.py (--resume .*)", printed)
-    assert found, printed
+    stopped = signalled("SIGINT", "step 8/60  val", SCRIPT, *TINY, "--steps", "60", "--out", str(folder))
+    assert stopped.returncode == 130, stopped.stderr
+    found = re.search(r"Resume with: python experiments/panda.py (--resume .*)", stopped.stdout)
+    assert found, stopped.stdout
     run(monkeypatch, *found.group(1).split())
     capfd.readouterr()
     undisturbed, resumed = final_params(finished), final_params(folder)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import stick as script
 import stick_runs
 import torch
+from signalled import signalled
 from stick_line import SILENT, TINY, clips_file, refuse, run
 
 from mfk import train
@@ -67,14 +66,8 @@ def test_a_stopped_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
         "--enabled", "--refinement", "ddpm", "--channels", "8", "16",
     ]  # fmt: skip
     assert run(*words, "--out", "whole") == 0
-    given = dict(os.environ, PYTHONUNBUFFERED="1")
-    command = [sys.executable, str(SCRIPT), *words, "--out", "parts"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 6/12  val"):
-                process.send_signal(signal.SIGTERM)
-    assert process.returncode == 128 + signal.SIGTERM
+    stopped = signalled("SIGTERM", "step 6/12  val", SCRIPT, *words, "--out", "parts")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert not Path("parts/report.json").exists()
     assert run("--resume", "parts") == 0
     assert figures(Path("whole")) == figures(Path("parts"))
