@@ -75,7 +75,7 @@ runs = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 @given(runs)
 def test_a_saved_config_is_read_back_exactly(tmp_path_factory: Any, run: Run) -> None:
     path = tmp_path_factory.getbasetemp() / "roundtrip.yaml"

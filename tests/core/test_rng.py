@@ -53,7 +53,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(-2, 42), st.integers(-3, 42), st.sampled_from([1, 2, 3, 7, -1, -3]))
 def test_any_rows_are_rows_of_the_global_batch(
     name: str, total: int, start: int, stop: int, step: int

@@ -499,7 +499,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(
     base=st.sampled_from(["documented", "original"]),
     without=st.sets(st.sampled_from(sorted(EVERY)), max_size=2),

@@ -162,7 +162,7 @@ def test_a_longer_file_begins_with_a_shorter_one(finished: Path, tmp_path: Path)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["local", "uniform", "mixture"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_rows_depend_on_the_seed_and_their_number_alone(few: int, more: int, reference: str) -> None:
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as name:
         folder = Path(name)

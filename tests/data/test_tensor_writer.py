@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_what_is_written_is_read_and_bytes_do_not_depend_on_the_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

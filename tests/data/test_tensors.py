@@ -389,7 +389,7 @@ def test_cut_anywhere(folder: Path, kind: str) -> None:
         assert fails_or_reads(path) is None
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@settings(max_examples=250)
 @given(
     content=st.binary(max_size=300),
     head=st.sampled_from([b"", HEAD, b"\x80\x02", b"\x80\x02}q\x00", b"\x80\x04\x95", b"\x93NUMPY\x01\x00"]),
@@ -403,7 +403,7 @@ def test_any_bytes(folder: Path, content: bytes, head: bytes, suffix: str) -> No
     assert str(error.value).startswith(str(path))
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@settings(max_examples=250)
 @given(kind=st.sampled_from(KINDS), place=st.floats(0, 1), value=st.binary(min_size=1, max_size=4))
 def test_bytes_changed_anywhere(folder: Path, kind: str, place: float, value: bytes) -> None:
     path, content = sample(folder, kind)

@@ -94,7 +94,7 @@ JOINT = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.lists(JOINT, min_size=1, max_size=7), st.lists(ANGLE, min_size=7, max_size=7))
 def test_any_chain_is_the_product_of_its_matrices(joints: list[kin.Joint], values: list[float]) -> None:
     dof = sum(joint.kind != "fixed" for joint in joints)

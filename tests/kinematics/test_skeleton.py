@@ -62,7 +62,7 @@ def test_world_poses_are_those_of_matrices(parents: tuple[int, ...]) -> None:
         np.testing.assert_allclose(world[bone], world[parent] @ local[bone], atol=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_round_trips_of_any_tree(data: st.DataObject) -> None:
     bones = data.draw(st.integers(1, 12))
