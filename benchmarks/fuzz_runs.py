@@ -242,7 +242,7 @@ def _read_tokenizer(folder: Path) -> None:
 
 def _opening_samples(folder: Path) -> list[Sample]:
     del folder
-    known = stick_generate.Openings(torch.rand(3, 5, 20), torch.tensor([0, 1, -1]))
+    known = stick_generate.Openings(torch.rand(3, 5, 20), torch.tensor([0, 1, -1]), 0.0)
     return [{"openings.json": stick_generate.to_json(known).encode()}]
 
 

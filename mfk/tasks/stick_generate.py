@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +39,11 @@ class Openings(NamedTuple):
 
     motion: Tensor  # [N, 5, D], the hip of the first frame at x = 0
     action: Tensor  # [N], int64, of all five frames; -1: not known
+    ground: float = -math.inf  # units; no point of a training clip is lower
 
 
 def openings(clips: Sequence[StickClip], seed: int) -> Openings:
-    """Five frames in a row of training clips, from up to 16 places for each action.
+    """Five frames in a row of training clips, from up to 16 places for each action; the ground of all clips.
 
     Raises:
         ValueError: no clip has five frames.
@@ -60,13 +62,15 @@ def openings(clips: Sequence[StickClip], seed: int) -> Openings:
     if not any(found.values()):
         raise ValueError(f"data: expected a training clip of at least {OPENING} frames")
     actions = [action for action, some in found.items() for _ in some]
-    return Openings(torch.stack([x for some in found.values() for x in some]), torch.tensor(actions))
+    ground = min(float(clip.motion[..., 1::2].min()) for clip in clips if len(clip.motion))
+    return Openings(torch.stack([x for some in found.values() for x in some]), torch.tensor(actions), ground)
 
 
 def to_json(known: Openings) -> str:
     """Openings as text, places to a hundred-thousandth of a unit."""
     motion = [[[round(x, 5) for x in frame] for frame in frames] for frames in known.motion.tolist()]
-    return json.dumps({"action": known.action.tolist(), "motion": motion}) + "\n"
+    told = {"action": known.action.tolist(), "ground": round(known.ground, 5), "motion": motion}
+    return json.dumps(told) + "\n"
 
 
 def from_json(path: Path, width: int) -> Openings:
@@ -79,8 +83,8 @@ def from_json(path: Path, width: int) -> Openings:
         raise FileNotFoundError(f"{path}: there is no such file; a run of stick.py leaves it")
     said = read_json(path)
     try:
-        motion = torch.tensor(said["motion"], dtype=torch.float32)
-        known = Openings(motion, torch.tensor(said["action"]))
+        motion, ground = (torch.tensor(said[name], dtype=torch.float32) for name in ("motion", "ground"))
+        known = Openings(motion, torch.tensor(said["action"]), float(ground))
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
     fits = motion.shape[1:] == (OPENING, width) and len(motion)
@@ -94,6 +98,8 @@ def from_json(path: Path, width: int) -> Openings:
         raise ValueError(
             f"{path}: expected finite places, and actions from -1 to {len(ACTIONS) - 1}, got others"
         )
+    if ground.ndim or not -math.inf < known.ground <= float(motion[..., 1::2].min()):
+        raise ValueError(f"{path}: expected a ground under all points, got {said['ground']!r:.80}")
     return known
 
 
@@ -137,8 +143,8 @@ def generate(
     It begins with the opening of a training clip, of the first action where there is one and the training
     clips have labels; `seed` draws which, and the noise of the refinement. Every further frame is what the
     transformer says comes after those before it, moved by the share `lean` to where its anchor says that the
-    frame is: errors of single frames, tiny as they are, would add up. A refinement then takes all of it at
-    once, and leaves the opening alone.
+    frame is: errors of single frames, tiny as they are, would add up. Points that would come under the ground
+    are on it. A refinement then takes all of it at once, and leaves the opening alone.
 
     Args:
         nets: as of `stick_nets`.
@@ -187,7 +193,7 @@ def generate(
     for t in range(frames - 1):
         out = step(motion, told, t)
         if t + 1 >= OPENING:
-            motion[:, t + 1] = out.pose
+            motion[:, t + 1] = _on_ground(out.pose, known.ground)
         if int(told[t + 1]) < 0:
             said[t + 1] = out.actions[0, : len(ACTIONS)].argmax()  # the head may have more
         if progress is not None:
@@ -197,8 +203,13 @@ def generate(
     noise = rng.normal(rng.key(seed, "refinement"), Rows.all(1), (frames - 1, width))
     better = refine(nets, params["refine"], state, motion[:, 1:], text[None], noise)
     refined = motion.clone()
-    refined[:, OPENING:] = better[:, OPENING - 1 :]
+    refined[:, OPENING:] = _on_ground(better[:, OPENING - 1 :], known.ground)
     return Made(refined[0], said, motion[0])
+
+
+def _on_ground(frames: Tensor, ground: float) -> Tensor:
+    """Frames [..., D] whose points under the ground are lifted onto it: where a foot lands, it stands."""
+    return torch.stack((frames[..., 0::2], frames[..., 1::2].clamp(min=ground)), -1).flatten(-2)
 
 
 def _whole_steps(

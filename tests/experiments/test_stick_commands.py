@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,11 +119,23 @@ def test_mistakes_in_generation_are_told(words, message, trained: Path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_openings_of_another_figure_are_refused(trained: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"motion": [[[0.0] * 48] * 5]}, "expected motion [N, 5, 20] and an action of each of N openings"),
+        ({"ground": 0.1}, "expected a ground under all points, got 0.1"),
+        ({"ground": [0.0]}, "expected a ground under all points, got [0.0]"),
+        ({"ground": None}, "expected openings as stick.py writes them"),
+    ],
+)  # fmt: skip
+def test_openings_of_another_figure_are_refused(
+    change: dict[str, Any], message: str, trained: Path, tmp_path: Path, capsys
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    (tmp_path / "run/openings.json").write_text(json.dumps({"action": [1], "motion": [[[0.0] * 48] * 5]}))
+    right = {"action": [1], "ground": 0.0, "motion": [[[0.0] * 20] * 5]}
+    (tmp_path / "run/openings.json").write_text(json.dumps(right | change))
     said = refuse(capsys, "generate", "--checkpoint", "run", "--text", "a person walks", "--out", "a.npz")
-    assert "run/openings.json: expected motion [N, 5, 20] and an action" in said and "got (1, 5, 48)" in said
+    assert f"run/openings.json: {message}" in said
     assert not Path("a.npz").exists()
 
 

@@ -32,6 +32,12 @@ def told(*names: str, frames: int = 30) -> torch.Tensor:
     return torch.tensor([ACTIONS.index(name) for name in names])[starts]
 
 
+def lifted(frames: torch.Tensor, ground: float) -> torch.Tensor:
+    """Points (x, y), none of them under the ground."""
+    points = frames.reshape(*frames.shape[:-1], -1, 2)
+    return torch.where(points < torch.tensor([-torch.inf, ground]), ground, points).reshape(frames.shape)
+
+
 def first_action(made: Made) -> str:
     return ACTIONS[int(made.openings.action[0])]
 
@@ -59,15 +65,37 @@ def test_each_frame_is_what_the_network_says_of_those_before() -> None:
     seen, raw = outputs(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
     moved = meant(seen, raw.pose[..., :20])
     there = anchored(made.scale, before, raw.pose[..., 20:])
-    expected = (0.75 * moved + 0.25 * there)[0]
+    expected = lifted((0.75 * moved + 0.25 * there)[0], made.openings.ground)
     torch.testing.assert_close(expected[OPENING - 1 :], found.motion[OPENING:], atol=1e-4, rtol=1e-4)
     out = next_frames(made.nets, *net, made.scale, before, SAYING[None], torch.full((1, 14), -1))
     assert torch.equal(out.pose, moved)
     plain = generate(made.nets, made.params, made.state, made.openings, SAYING, 6, lean=0).motion
-    torch.testing.assert_close(plain[5], moved[0, 4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain[5], lifted(moved[0, 4], made.openings.ground), atol=1e-5, rtol=1e-5)
     # Where nothing is told, actions are those that the head says of each frame.
     assert torch.equal(found.actions[1:], out.actions[0, :, :60].argmax(-1)) and int(found.actions[0]) == -1
     assert not torch.allclose(out.pose[0, :3], found.motion[1:4], atol=1e-5)  # given, not said
+
+
+@pytest.mark.parametrize("refinement", [None, REFINE])
+def test_a_foot_stands_where_it_comes_down(refinement: Any) -> None:
+    """The ground is higher than where the opening has stood; each frame is told of it."""
+    made = gentle(refine=refinement)
+    ground = made.openings.ground + 0.3
+    known = made.openings._replace(ground=ground)
+    found = generate(made.nets, made.params, made.state, known, SAYING, 25, cached=False)
+    heights = found.motion[OPENING:, 1::2]
+    assert float(heights.min()) == pytest.approx(ground, abs=1e-6)
+    assert bool((found.motion[:OPENING, 1::2] < ground).any())  # given, and left alone
+    motion = found.motion if found.plain is None else found.plain
+    before = motion[None, :-1]
+    seen, raw = outputs(
+        made.nets, made.params["net"], made.state["buffers"]["net"], made.scale, before, SAYING[None],
+        torch.full((1, 24), -1),
+    )  # fmt: skip
+    moved = meant(seen, raw.pose[..., :20])
+    there = anchored(made.scale, before, raw.pose[..., 20:])
+    expected = lifted((moved + 0.02 * (there - moved))[0], ground)
+    torch.testing.assert_close(expected[OPENING - 1 :], motion[OPENING:], atol=1e-4, rtol=1e-4)
 
 
 def test_text_actions_and_seed_matter_and_nothing_else() -> None:
@@ -105,7 +133,7 @@ def test_a_refinement_leaves_the_opening(refinement: Any) -> None:
     better = refine(made.nets, made.params["refine"], made.state, found.plain[None, 1:], SAYING[None], noise)[
         0
     ]
-    assert torch.equal(found.motion[OPENING:], better[OPENING - 1 :])
+    assert torch.equal(found.motion[OPENING:], lifted(better[OPENING - 1 :], made.openings.ground))
     assert not torch.allclose(found.motion, found.plain, atol=1e-6)
     assert bool(found.motion.isfinite().all())
 
@@ -131,6 +159,7 @@ def test_openings_by_hand() -> None:
     assert found.motion.shape == (32, OPENING, 20)  # sixteen of each
     assert found.action.bincount()[[WALK, WAVE]].tolist() == [16, 16]
     assert not found.motion[:, 0, hip_columns(20)[0]].any()
+    assert found.ground == min(float(clip.motion[:, 1::2].min()) for clip in [short, *made])
     cuts = [(clip, clip.motion.unfold(0, OPENING, 1).mT.clone()) for clip in made]
     for _, cut in cuts:
         cut[..., 0::2] -= cut[:, :1, 2:3].clone()
