@@ -1,5 +1,6 @@
 """Floor 3: runs any Task. The state, one step, the loop, checkpoints, logs."""
 
+from mfk.train.begin import check_fit
 from mfk.train.board import add_image
 from mfk.train.changes import check_settings, read_settings
 from mfk.train.checkpoint import (
@@ -19,7 +20,7 @@ from mfk.train.divergence import TrainingDiverged
 from mfk.train.ensemble import ensemble, member_seed, with_members
 from mfk.train.launch import RunConfig, launch
 from mfk.train.log import Sink, open_sink, read_history
-from mfk.train.loop import FitResult, check_fit, fit
+from mfk.train.loop import FitResult, fit
 from mfk.train.runs import DATA, check_same_data, claim_run, read_versions, run_of, versions, write_record
 from mfk.train.shards import Shards, shards_of
 from mfk.train.state import Guard, MemberBest, TrainState, inference_params, init_state

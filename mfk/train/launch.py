@@ -12,11 +12,12 @@ from mfk.core import config, ranks
 from mfk.core.types import Batch, Batches, Task
 from mfk.data.loader import batches_from
 from mfk.train import restarts
+from mfk.train.begin import check_fit
 from mfk.train.config import TrainConfig, in_steps
 from mfk.train.device import resolve_device
 from mfk.train.estimate import describe_run
 from mfk.train.faults import faults_told
-from mfk.train.loop import FitResult, check_fit, fit
+from mfk.train.loop import FitResult, fit
 from mfk.train.runs import CONFIG, claim_run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mfk.core import TraceError, ranks, tree
-from mfk.core.files import write_atomically
+from mfk.core import TraceError, ranks
 from mfk.core.memory import hand_back
 from mfk.core.types import Batch, Batches, Metrics, Task
 from mfk.data.loader import batches_from
 from mfk.train import checkpoint, runs, stopping
-from mfk.train.changes import changed_settings, changed_versions, check_settings, fixed_settings
+from mfk.train.begin import check_fit, first_state, introduce, look, open_run
+from mfk.train.changes import fixed_settings
 from mfk.train.config import (
     TrainConfig,
-    check_config,
     in_steps,
     is_due,
     make_clip,
     make_optimizer,
     make_schedule,
-    with_few_members,
 )
 from mfk.train.device import resolve_device
 from mfk.train.divergence import check_guard, check_params, last_good
@@ -36,12 +34,11 @@ from mfk.train.exports import write_exports
 from mfk.train.faults import faults_told
 from mfk.train.figures import add_metrics, described, epoch_figures, step_figures
 from mfk.train.interrupt import interruptible
-from mfk.train.log import Sink, open_sink, silent_sink
 from mfk.train.profile import profiled
-from mfk.train.shards import Shards, blank_state, gather_state, shards_of, split_state
-from mfk.train.state import TrainState, inference_params, init_state, keep_best
-from mfk.train.step import count_rows, make_train_step, micro_batches
-from mfk.train.validate import member_metrics, validation_metrics
+from mfk.train.shards import gather_state, shards_of
+from mfk.train.state import TrainState, inference_params, keep_best
+from mfk.train.step import count_rows, make_train_step
+from mfk.train.validate import member_metrics
 
 
 class FitResult(NamedTuple):
@@ -125,92 +122,21 @@ def fit(
         stack.callback(hand_back)
         stack.enter_context(_threads(config.threads))
         stack.enter_context(faults_told(config, lambda: last_good(folder)))
-        changed: list[str] = []
-
         # Rank 0 alone reads and writes the run's folder; the others are told.
-        def look() -> str | None:
-            """What the run in the folder calls its best metric; None before its first checkpoint."""
-            if resume:
-                # Before anything of the run is read: another process may be writing it.
-                if run.is_dir():
-                    stack.enter_context(runs.locked(run))
-                changed.extend(changed_settings(run, record, fixed) + changed_versions(run, config.seed))
-                if not runs.is_unsaved(run):
-                    check_settings(run, record)
-            else:
-                runs.refuse_run(run)
-            found = checkpoint.saved(folder) if resume else []
-            return (found[-1].best_metric or "") if found else None
-
-        known = ranks.first(look)
+        found = ranks.first(lambda: look(run, record, config.seed, fixed, resume=resume, stack=stack))
         check_fit(task, config, validation, None if resume else init_from)
+        begins = found.best_metric is None
+        best_metric = config.best_metric if validation else found.best_metric or None
         shards = shards_of(task.init(config.seed)[0]) if config.shard else None
-        state = init_state(
-            task,
-            optimizer,
-            config.seed,
-            ema=config.ema_decay is not None,
-            device=device,
-            split=None if shards is None else shards.split,
+        state = first_state(
+            task, plan, optimizer, device, shards, run=None if begins else run, init_from=init_from
         )
-        begins = known is None
-        kept = fixed_settings(record, fixed)
-        best_metric = config.best_metric if validation else known or None
-        if not begins:
-            state = _from_disk(state, partial(checkpoint.load, folder), shards)
-            if state.step > plan.steps:
-                raise ValueError(f"steps: {plan.steps}, but the run in {run} has already made {state.step}")
-        elif init_from is not None:
-            state = _from_disk(state, partial(_with_weights, init_from), shards)
         ended = state.step == plan.steps or stopping.is_over(state.guard, plan)
-
-        def begin() -> None:
-            run.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                stack.enter_context(runs.locked(run))
-                runs.refuse_begun(run)  # by another process, since this one has looked
-            if begins:
-                (run / runs.HISTORY).unlink(missing_ok=True)
-                for name, text in (files or {}).items():
-                    write_atomically(run / name, text)
-                # Before its logs: a run that is killed in between can then be gone on with.
-                runs.write_record(run, record, config.seed)
-            opened.append(
-                open_sink(
-                    run,
-                    state.step,
-                    plan.steps,
-                    console=console,
-                    level=config.log_level,
-                    watched=config.best_metric,
-                    trackers=config.trackers,
-                    record=record,
-                )
-            )
-            stack.callback(opened[0].close)
-            if not ended:
-                (run / runs.RESULT).unlink(missing_ok=True)
-            if not ended and not begins:
-                runs.write_record(run, record, config.seed)
-
-        opened: list[Sink] = []
-        ranks.first(begin)
-        sink = opened[0] if opened else silent_sink()
-        here = ranks.current()
-        many = "" if here.count == 1 else f", {here.count} ranks"
-        sink.note(f"run: {run}, step {state.step} of {plan.steps}, {config.precision} on {device}{many}")
-        parts = micro_batches(config.accumulate, here.count)
-        if task.coupled and parts != config.accumulate:
-            sink.note(
-                f"the loss couples the rows of a micro-batch, and {here.count} ranks make {parts} of them a "
-                f"step: one process does the same with --accumulate {parts}"
-            )
-        if ended:
-            sink.note("nothing is left to train: the run has ended")
-        for change in changed:
-            sink.note(f"resumed with another {change}", "warning")
-        if device.type == "mps":
-            sink.note("device: mps is untested; compare with a run on the CPU", "warning")
+        sink = open_run(
+            run, plan, state, record, files or {}, resume=resume, begins=begins, ended=ended, console=console,
+            stack=stack,
+        )  # fmt: skip
+        introduce(sink, run, task, plan, state, found.changed, device, ended=ended)
         step = make_train_step(
             task,
             optimizer,
@@ -226,6 +152,8 @@ def fit(
             note=sink.note,
             shards=shards,
         )
+
+        kept = fixed_settings(record, fixed)
 
         def validate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             check_params(state, folder)
@@ -266,7 +194,7 @@ def fit(
         if source is not None and not ended:
             feed = source.start(state.step)
             stack.callback(getattr(feed, "close", lambda: None))
-        traced = config.profile if here.rank == 0 else None
+        traced = config.profile if ranks.current().rank == 0 else None
         profile = stack.enter_context(profiled(run, traced, state.step, note=sink.note))
         epoch: Metrics = {}
         clock, rows = time.perf_counter(), 0
@@ -336,36 +264,6 @@ def fit(
     return FitResult(state, received, early, state.guard.best_step, state.guard.best, run)
 
 
-def check_fit(
-    task: Task, config: TrainConfig, validation: Sequence[Batch] = (), init_from: Path | str | None = None
-) -> None:
-    """Raise what `fit` would raise for its settings, with nothing written.
-
-    Raises:
-        CheckpointError: `init_from` holds no checkpoint, or one of another model.
-        ValueError: a setting is out of range, or `validation` does not yield ``config.best_metric``.
-    """
-    check_config(config)
-    single, task = task, with_members(task, config.members)
-    device = resolve_device(config.device)
-    if not validation and config.patience is not None:
-        raise ValueError("patience: early stopping needs validation batches, and there are none")
-    if init_from is not None:
-        _with_weights(init_from, init_state(task, make_optimizer(config), config.seed, device=device))
-    if validation:
-        if single.members is None and config.members > 2:
-            # Two members yield the names that all of them do.
-            config = with_few_members(config, 2)
-            task = with_members(single, 2)
-        state = init_state(task, make_optimizer(config), config.seed, device=device)
-        # One batch names all metrics.
-        names = sorted(validation_metrics(task, state, validation[:1], device))
-        if config.best_metric not in names:
-            raise ValueError(
-                f"best_metric: expected one of task.evaluate's {names}, got {config.best_metric!r}"
-            )
-
-
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -374,31 +272,6 @@ def _threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _from_disk(
-    state: TrainState, load: Callable[[TrainState], TrainState], shards: Shards | None
-) -> TrainState:
-    """The state as rank 0 finds it on its disk."""
-    found = [state if shards is None else blank_state(shards, state)]
-
-    def read() -> None:
-        found[0] = load(found[0])
-
-    ranks.first(read)
-    whole = ranks.from_first(found[0])
-    return whole if shards is None else split_state(shards, whole, state)
-
-
-def _with_weights(folder: Path | str, state: TrainState) -> TrainState:
-    """`state` with the weights and the carried state of a run's best checkpoint."""
-    try:
-        params = checkpoint.load_params(folder, state.params, "best")
-        carried = checkpoint.load_state(folder, state.state, "best")
-    except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"init_from: {error}") from error
-    ema = None if state.ema is None else tree.clone(params)
-    return state._replace(params=params, state=carried, ema=ema)
 
 
 def _next(feed: Iterator[Batch], step: int) -> Batch:

@@ -20,7 +20,7 @@ from mfk.core import config, tree
 from mfk.core.types import Rows, Task, Tree
 from mfk.data import batches_of, synthetic_blocks
 from mfk.tasks import vqvae
-from mfk.train import loop
+from mfk.train import begin, loop
 
 BASE: dict[str, Any] = {
     "dataset_path": "table.npz",
@@ -250,7 +250,7 @@ def ran(
         return step(*args, **more, compiled=False)
 
     trackers: list[Any] = []
-    sink = loop.open_sink
+    sink = begin.open_sink
 
     def opened(*args: Any, **more: Any) -> Any:
         trackers.append(more.pop("trackers"))
@@ -259,7 +259,7 @@ def ran(
     saved: list[int] = []
     patch.setattr(loop.checkpoint, "save", lambda folder, state, *_, **__: saved.append(state.step))
     patch.setattr(loop, "make_train_step", make)
-    patch.setattr(loop, "open_sink", opened)
+    patch.setattr(begin, "open_sink", opened)
     capsys.readouterr()
     ready = vqvae_runs.make_ready(asked)
     batches = batches_of({"x": ready.data.train}, asked.train.batch_size, seed=asked.train.seed)

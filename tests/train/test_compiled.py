@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import CONFIG, _fit
 from toy import make_task
+from toy_runs import CONFIG, fit_toy
 
 from mfk import optim
 from mfk.core import TraceError, tree
@@ -35,7 +35,7 @@ COMPILED = replace(CONFIG, jit=True)
 
 
 def test_a_run_is_traced_once_and_equals_the_eager_one(tmp_path: Path, traced: list[jitted.Jitted]) -> None:
-    compiled, eager = _fit(tmp_path / "a", COMPILED), _fit(tmp_path / "b", CONFIG)
+    compiled, eager = fit_toy(tmp_path / "a", COMPILED), fit_toy(tmp_path / "b", CONFIG)
     assert [x.traces for x in traced] == [1]
     for x, y in zip(tree.leaves(compiled.state), tree.leaves(eager.state), strict=True):
         torch.testing.assert_close(torch.as_tensor(x), torch.as_tensor(y), atol=1e-6, rtol=1e-4)
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_is_skipped_as_in_eager(traced: list[jitted.Ji
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Really compiled; the run dies after step 12, and its last checkpoint is that of step 10."""
-    whole = _fit(tmp_path / "whole", COMPILED)
+    whole = fit_toy(tmp_path / "whole", COMPILED)
     task = make_task()
 
     def draw(seed, step, *rest):
@@ -78,15 +78,15 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         return task.draw(seed, step, *rest)
 
     with pytest.raises(RuntimeError, match="the power failed"):
-        _fit(tmp_path / "parts", COMPILED, task=task._replace(draw=draw))
-    parts = _fit(tmp_path / "parts", COMPILED, resume=True)
+        fit_toy(tmp_path / "parts", COMPILED, task=task._replace(draw=draw))
+    parts = fit_toy(tmp_path / "parts", COMPILED, resume=True)
     assert parts.state.step == 20
     for x, y in zip(tree.leaves(parts.state), tree.leaves(whole.state), strict=True):
         assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
 
 
 def test_the_terminal_says_what_is_compiled(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    _fit(tmp_path, COMPILED, console=True)
+    fit_toy(tmp_path, COMPILED, console=True)
     printed = "".join(capfd.readouterr())
     assert "compiling" in printed and "matrix products" in printed and "traced in" in printed
 
@@ -99,6 +99,6 @@ def test_a_loss_that_cannot_be_traced_is_named(tmp_path: Path, traced: list[jitt
         return (total if float(total) > 0 else total * 2), weight, aux
 
     with pytest.raises(TraceError, match=r"test_compiled\.py:\d+: the value of a tensor is read") as caught:
-        _fit(tmp_path, COMPILED, task=task._replace(loss=loss))
+        fit_toy(tmp_path, COMPILED, task=task._replace(loss=loss))
     assert "--no-jit" in str(caught.value)
-    _fit(tmp_path / "eager", CONFIG, task=task._replace(loss=loss))
+    fit_toy(tmp_path / "eager", CONFIG, task=task._replace(loss=loss))

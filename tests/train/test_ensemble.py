@@ -33,9 +33,9 @@ from mfk.train import (
     saved,
     validation_metrics,
 )
+from mfk.train.begin import check_fit
 from mfk.train.config import make_optimizer
 from mfk.train.estimate import describe_run, memory_estimate
-from mfk.train.loop import check_fit
 
 K, SEED = 3, 5
 STEP: dict[str, Any] = dict(batch_size=17, clip=0.3, ema_decay=0.9)

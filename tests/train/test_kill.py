@@ -19,12 +19,13 @@ from pathlib import Path
 import orbax.checkpoint.experimental.v1
 import tensorboardX, yaml
 
-import test_loop, torch
+import toy_runs, torch
+from dataclasses import replace
 from mfk.core import tree
 from mfk.train import checkpoint
 
 root = Path(sys.argv[1])
-config = test_loop.replace(test_loop.CONFIG, steps=12, checkpoint_every=2, validate_every=4, patience=50)
+config = replace(toy_runs.CONFIG, steps=12, checkpoint_every=2, validate_every=4, patience=50)
 
 
 def child(run, kill=None, after=None):
@@ -58,7 +59,7 @@ def child(run, kill=None, after=None):
 
         sys.addaudithook(hook)
         begun = (run / "config.yaml").exists()
-        state = test_loop._fit(run, config, batches=test_loop._stream(), resume=begun).state
+        state = toy_runs.fit_toy(run, config, batches=toy_runs.stream(), resume=begun).state
         parts = [bytes(x.numpy().tobytes()) for x in tree.leaves(tree.map(torch.as_tensor, state))]
         result = {"hash": hashlib.sha256(b"".join(parts)).hexdigest(), "events": events[0]}
         run.with_suffix(".json").write_text(json.dumps(result))
@@ -124,7 +125,7 @@ def test_twenty_deaths_change_no_bit(tmp_path):
 _FULL = """
 import resource, sys
 from pathlib import Path
-import test_loop
+import toy_runs
 from mfk.train import checkpoint
 from mfk.train.checkpoint import saved
 
@@ -140,7 +141,7 @@ def limited(*args, **settings):
 
 checkpoint.save = limited
 try:
-    test_loop._fit(run)
+    toy_runs.fit_toy(run)
 except OSError as error:
     print(f"error: {error}")
     print([c.step for c in saved(run / "checkpoints")])
@@ -160,11 +161,12 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path):
 
 _READ_ONLY = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
-import test_loop
+import toy_runs
 
 run = Path(sys.argv[1])
-test_loop._fit(run, test_loop.replace(test_loop.CONFIG, steps=4))
+toy_runs.fit_toy(run, replace(toy_runs.CONFIG, steps=4))
 for folder in (run / "checkpoints", run / "logs", run):
     os.chmod(folder, 0o555)
 for file in run.iterdir():
@@ -176,7 +178,7 @@ if os.geteuid() == 0:  # root may write anywhere
     os.setgid(65534)
     os.setuid(65534)
 try:
-    test_loop._fit(run, resume=True)
+    toy_runs.fit_toy(run, resume=True)
 except OSError as error:
     print(f"error: {error}")
 """

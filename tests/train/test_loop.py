@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader
 from toy import make_task, validation
+from toy_runs import CONFIG, fit_toy, same, stream
 
 from mfk.core import Batches, Rows, Task, tree
 from mfk.optim import warmup_cosine
 from mfk.train import (
-    CheckpointError,
-    TrainConfig,
     TrainingDiverged,
     find,
-    fit,
     init_state,
     load,
     load_params,
@@ -36,55 +30,11 @@ from mfk.train import (
     validation_metrics,
 )
 from mfk.train.config import make_optimizer
-from mfk.train.runs import locked
-
-CONFIG = TrainConfig(
-    steps=20,
-    batch_size=16,
-    accumulate=2,
-    lr=1e-2,
-    warmup_steps=3,
-    ema_decay=0.9,
-    validate_every=6,
-    log_every=4,
-    checkpoint_every=5,
-    threads=1,
-    jit=False,
-)
-
-
-def _fit(run: Path, config: TrainConfig = CONFIG, task: Task | None = None, **rest):
-    record = {"train": {"steps": config.steps}}
-    settings: dict[str, Any] = dict(run=run, record=record, validation=validation(), console=False)
-    return fit(task or make_task(), config, **(settings | rest))
-
-
-def _given(start: int, stop_at: int | None = None, signals: tuple[int, ...] = (signal.SIGINT,)):
-    """Batches from step `start` on; while the batch of step `stop_at` is made, signals come in."""
-    for step in count(start):
-        if step == stop_at:
-            for number in signals:
-                os.kill(os.getpid(), number)
-        yield {"x": torch.linspace(-1, step % 5, 48).reshape(16, 3)}
-
-
-def _stream(stop_at: int | None = None, signals: tuple[int, ...] = (signal.SIGINT,)) -> Batches:
-    return Batches(lambda start: _given(start, stop_at, signals), per_epoch=4)
-
-
-def _same(one, other) -> bool:
-    pairs = zip(tree.named_leaves(one), tree.named_leaves(other), strict=True)
-    return all(n == m and torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for (n, x), (m, y) in pairs)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return _fit(tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 @pytest.fixture(scope="module")
 def undisturbed_given(tmp_path_factory):
-    return _fit(tmp_path_factory.mktemp("given") / "run", batches=_stream())
+    return fit_toy(tmp_path_factory.mktemp("given") / "run", batches=stream())
 
 
 def test_what_a_run_leaves(undisturbed):
@@ -128,9 +78,9 @@ def test_the_checkpoint_is_the_state_and_validation_sees_the_average(undisturbed
     task, folder = make_task(), undisturbed.run / "checkpoints"
     like = init_state(task, make_optimizer(CONFIG), 3, ema=True)
     back = load(folder, like)
-    assert _same(back, undisturbed.state)
+    assert same(back, undisturbed.state)
     params = load_params(folder, like.params)
-    assert _same(params, undisturbed.state.ema) and not _same(params, undisturbed.state.params)
+    assert same(params, undisturbed.state.ema) and not same(params, undisturbed.state.params)
     batches, error, weight = validation(), 0.0, 0.0
     for batch in batches:
         totals, weights = task.evaluate(params, {}, batch)
@@ -155,9 +105,9 @@ def usual_signals() -> Iterator[None]:
 )
 def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, number, stop_at):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    first = _fit(
+    first = fit_toy(
         tmp_path / "run",
-        batches=_stream(stop_at, (number,)),
+        batches=stream(stop_at, (number,)),
         resume_hint="python x.py --resume",
         console=True,
     )
@@ -166,8 +116,8 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
     assert find(tmp_path / "run" / "checkpoints").step == stop_at + 1
     out = capsys.readouterr().out
     assert f"stopped after step {stop_at + 1} of 20" in out and "Resume with: python x.py --resume" in out
-    second = _fit(tmp_path / "run", batches=_stream(), resume=True)
-    assert not second.interrupted and _same(second.state, undisturbed_given.state)
+    second = fit_toy(tmp_path / "run", batches=stream(), resume=True)
+    assert not second.interrupted and same(second.state, undisturbed_given.state)
     history, expected = read_history(tmp_path / "run"), read_history(undisturbed_given.run)
     for record in history + expected:
         record.pop("time")
@@ -178,7 +128,7 @@ def test_stop_and_resume_is_bit_identical(tmp_path, capsys, undisturbed_given, n
 @pytest.mark.usefixtures("usual_signals")
 def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _fit(tmp_path / "run", batches=_stream(7, (signal.SIGINT, signal.SIGINT)))
+        fit_toy(tmp_path / "run", batches=stream(7, (signal.SIGINT, signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (
         find(tmp_path / "run" / "checkpoints").step == 6 or find(tmp_path / "run" / "checkpoints").step == 5
@@ -186,48 +136,22 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 
 def test_a_signal_during_the_last_step(tmp_path, undisturbed_given):
-    result = _fit(tmp_path / "run", batches=_stream(19))
-    assert result.interrupted and result.state.step == 20 and _same(result.state, undisturbed_given.state)
-    again = _fit(tmp_path / "run", batches=_stream(), resume=True)
-    assert not again.interrupted and _same(again.state, undisturbed_given.state)
+    result = fit_toy(tmp_path / "run", batches=stream(19))
+    assert result.interrupted and result.state.step == 20 and same(result.state, undisturbed_given.state)
+    again = fit_toy(tmp_path / "run", batches=stream(), resume=True)
+    assert not again.interrupted and same(again.state, undisturbed_given.state)
 
 
 def test_outside_the_main_thread(tmp_path, undisturbed):
     results = []
-    thread = threading.Thread(target=lambda: results.append(_fit(tmp_path / "run")))
+    thread = threading.Thread(target=lambda: results.append(fit_toy(tmp_path / "run")))
     thread.start()
     thread.join()
-    assert _same(results[0].state, undisturbed.state)
-
-
-def test_resuming_a_finished_run_does_nothing(tmp_path, undisturbed):
-    _fit(tmp_path / "run")
-    result = _fit(tmp_path / "run", resume=True)
-    assert _same(result.state, undisturbed.state)
-    with pytest.raises(ValueError, match=r"steps: 10, but the run in .* has already made 20"):
-        _fit(tmp_path / "run", replace(CONFIG, steps=10), resume=True)
-
-
-def test_folders_that_hold_a_run_or_none(tmp_path, undisturbed):
-    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume"):
-        _fit(undisturbed.run)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        _fit(tmp_path / "new", resume=True)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        _fit(tmp_path / "file")
-    with pytest.raises(OSError, match="file"):
-        _fit(tmp_path / "file" / "run")
-
-
-def test_resuming_with_another_model(tmp_path):
-    _fit(tmp_path / "run", replace(CONFIG, steps=3))
-    with pytest.raises(CheckpointError, match=r"does not know: \['ema/"):
-        _fit(tmp_path / "run", replace(CONFIG, ema_decay=None), resume=True)
+    assert same(results[0].state, undisturbed.state)
 
 
 def test_a_short_burst_is_skipped(tmp_path):
-    result = _fit(tmp_path / "run", replace(CONFIG, max_consecutive_skips=4), make_task(range(6, 9)))
+    result = fit_toy(tmp_path / "run", replace(CONFIG, max_consecutive_skips=4), make_task(range(6, 9)))
     assert result.state.step == 20
     assert (result.state.guard.skipped.item(), result.state.opt.step.item()) == (3, 17)
     history = read_history(tmp_path / "run")
@@ -238,7 +162,7 @@ def test_a_short_burst_is_skipped(tmp_path):
 def test_a_long_burst_stops_the_run(tmp_path):
     config = replace(CONFIG, max_consecutive_skips=4)
     with pytest.raises(TrainingDiverged) as caught:
-        _fit(tmp_path / "run", config, make_task(range(7, 100)))
+        fit_toy(tmp_path / "run", config, make_task(range(7, 100)))
     message = str(caught.value)
     good = find(tmp_path / "run" / "checkpoints")
     assert "step 12" in message and "train/loss" in message and "5 steps in a row" in message
@@ -253,13 +177,13 @@ def test_parameters_that_overflow_are_never_saved(tmp_path):
     """The gradient is finite and the step is not: lr is too large for fp32."""
     config = replace(CONFIG, lr=3e38, min_lr=0.0, warmup_steps=0, weight_decay=10.0, clip=None)
     with pytest.raises(TrainingDiverged, match=r"Last good checkpoint: .*00000000"):
-        _fit(tmp_path / "run", config)
+        fit_toy(tmp_path / "run", config)
     assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [0]
 
 
 def test_without_validation_and_average(tmp_path, capsys):
     config = replace(CONFIG, ema_decay=None, schedule="constant", clip=None)
-    result = _fit(tmp_path / "run", config, validation=(), console=True)
+    result = fit_toy(tmp_path / "run", config, validation=(), console=True)
     assert (result.best_step, result.best, result.state.ema) == (-1, math.inf, None)
     assert [c.step for c in saved(tmp_path / "run" / "checkpoints")] == [15, 20]
     out = capsys.readouterr().out.splitlines()
@@ -268,27 +192,14 @@ def test_without_validation_and_average(tmp_path, capsys):
 
 def test_batches_that_end_early(tmp_path):
     with pytest.raises(ValueError, match="batches: ended before step 3"):
-        _fit(tmp_path / "run", batches=Batches(lambda start: iter([{"x": torch.ones(16, 3)}] * 3), None))
-
-
-def test_a_metric_that_evaluate_lacks_is_seen_before_training(tmp_path):
-    with pytest.raises(ValueError, match=r"best_metric: expected one of .*\['val_loss'\], got 'accuracy'"):
-        _fit(tmp_path / "run", replace(CONFIG, best_metric="accuracy"))
+        fit_toy(tmp_path / "run", batches=Batches(lambda start: iter([{"x": torch.ones(16, 3)}] * 3), None))
 
 
 def test_more_threads_than_asked_for_are_given_back(tmp_path):
     before = torch.get_num_threads()
-    _fit(tmp_path / "run", replace(CONFIG, steps=3, threads=before + 1))
+    fit_toy(tmp_path / "run", replace(CONFIG, steps=3, threads=before + 1))
     assert torch.get_num_threads() == before
     assert json.loads((tmp_path / "run" / "versions.json").read_text())["threads"] == before + 1
-
-
-def test_resuming_elsewhere_is_said(tmp_path, capsys):
-    _fit(tmp_path / "run", replace(CONFIG, steps=3))
-    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    (tmp_path / "run" / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
-    _fit(tmp_path / "run", replace(CONFIG, steps=4), resume=True, console=True)
-    assert "another torch (1.0 -> " in capsys.readouterr().out
 
 
 def test_a_failing_save_is_an_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -303,35 +214,13 @@ def test_a_failing_save_is_an_error_and_leaves_the_last_checkpoint(tmp_path, mon
 
     monkeypatch.setattr(ocp, "save", full)
     with pytest.raises(OSError, match=r"00000010.*No space left"):
-        _fit(tmp_path / "run", validation=())
+        fit_toy(tmp_path / "run", validation=())
     assert find(tmp_path / "run" / "checkpoints").step == 5
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (dict(steps=0), "steps"),
-        (dict(batch_size=0), "batch_size"),
-        (dict(log_every=0), "log_every"),
-        (dict(keep_last=True), "keep_last"),
-        (dict(device="gpu"), "device"),
-        (dict(epochs=2), "epochs"),
-        (dict(threads=0), "threads"),
-        (dict(schedule="cosin"), "schedule"),
-        (dict(warmup_steps=21), "warmup_steps"),
-        (dict(min_lr=1.0), "min_lr"),
-        (dict(betas=(1.0, 0.9)), r"betas\[0\]"),
-    ],
-)
-def test_bad_settings_leave_no_folder(tmp_path, change, name):
-    with pytest.raises(ValueError, match=name):
-        _fit(tmp_path / "run", replace(CONFIG, **change))
-    assert not (tmp_path / "run").exists()
-
-
 def test_accumulation_of_the_loop_equals_one_batch(tmp_path):
-    one = _fit(tmp_path / "one", replace(CONFIG, accumulate=1, batch_size=15))
-    four = _fit(tmp_path / "four", replace(CONFIG, accumulate=4, batch_size=15))
+    one = fit_toy(tmp_path / "one", replace(CONFIG, accumulate=1, batch_size=15))
+    four = fit_toy(tmp_path / "four", replace(CONFIG, accumulate=4, batch_size=15))
     for name, p in one.state.params.items():
         torch.testing.assert_close(p, four.state.params[name], rtol=1e-3, atol=1e-5)
 
@@ -343,92 +232,10 @@ def test_rows_of_the_draws_do_not_depend_on_the_split():
     assert torch.equal(whole["x"][1::3], part["x"])
 
 
-def test_a_resumed_run_tells_what_changed_and_refuses_what_is_fixed(tmp_path, capsys):
-    run = tmp_path / "run"
-    fit(
-        make_task(), replace(CONFIG, steps=4), run=run, record={"data": {"sigma": 0.1}, "lr": 1e-2, "x": None}
-    )
-    capsys.readouterr()
-    longer = replace(CONFIG, steps=8)
-    with pytest.raises(ValueError, match=r"cannot change data\.sigma \(0\.1 -> 0\.3\)"):
-        fit(make_task(), longer, run=run, record={"data": {"sigma": 0.3}}, resume=True, fixed=("data",))
-    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == {"sigma": 0.1}
-    changed = {"data": {"sigma": 0.1}, "lr": 2e-2, "x": None}
-    fit(make_task(), longer, run=run, record=changed, resume=True, fixed=("data",))
-    assert "resumed with another lr (0.01 -> 0.02)" in capsys.readouterr().out
-
-
-def test_two_that_look_at_one_fresh_folder_together(tmp_path):
-    """The second finds nothing there, and then the first's run, going on or ended: it writes nothing."""
-    run, task = tmp_path / "run", make_task()
-
-    def begun_meanwhile(files: dict[str, str]) -> Task:
-        """Its first weights are asked for between the look and the start."""
-        others: list[bool] = []
-
-        def init(seed: int) -> Any:
-            if not others:
-                others.append(True)
-                _fit(run, replace(CONFIG, steps=4), files=files)
-            return task.init(seed)
-
-        return task._replace(init=init)
-
-    def contents() -> dict[Path, bytes]:
-        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        _fit(run, task=begun_meanwhile({"data.txt": "first"}), files={"data.txt": "second"})
-    assert (run / "data.txt").read_text() == "first" and find(run).step == 4
-    shutil.rmtree(run)
-    drawn: list[dict[Path, bytes]] = []
-
-    def draw(*args: Any) -> Any:
-        if not drawn:
-            drawn.append(contents())
-            with pytest.raises(FileExistsError, match="another process is training"):
-                _fit(run, files={"data.txt": "second"})
-            drawn.append(contents())
-        return task.draw(*args)
-
-    _fit(run, replace(CONFIG, steps=4), task._replace(draw=draw), files={"data.txt": "first"})
-    assert drawn[0] == drawn[1] and drawn[0][run / "data.txt"] == b"first"
-
-
-def test_a_refused_resume_changes_nothing(tmp_path):
-    """Another process in the folder, or a history that is none: config.yaml stays as it was."""
-    run = tmp_path / "run"
-    fit(make_task(), replace(CONFIG, steps=4), run=run, record={"lr": 1e-2}, console=False)
-    before = (run / "config.yaml").read_bytes()
-    longer = replace(CONFIG, steps=8)
-    with locked(run), pytest.raises(FileExistsError, match="another process"):
-        fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
-    with (run / "history.jsonl").open("a") as file:
-        file.write("[1, 2]\n")
-    with pytest.raises(ValueError, match=r"history\.jsonl: expected one record"):
-        fit(make_task(), longer, run=run, record={"lr": 2e-2}, resume=True, console=False)
-    assert (run / "config.yaml").read_bytes() == before
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, undisturbed):
-    run = tmp_path / "run"
-    _fit(run)
-    shutil.rmtree(run / "checkpoints")
-    # After steps without a checkpoint something is lost: that is an error, not a new start.
-    with pytest.raises(CheckpointError, match="run: holds no complete checkpoint"):
-        _fit(run, resume=True)
-    first = (run / "history.jsonl").read_text().splitlines()[0]
-    (run / "history.jsonl").write_text(first + "\n")
-    result = _fit(run, resume=True)
-    assert _same(result.state, undisturbed.state)
-    steps = [r["step"] for r in read_history(undisturbed.run)]
-    assert [r["step"] for r in read_history(run)] == steps
-
-
 def test_early_stopping_ends_saves_and_says_so(tmp_path, capsys):
     """At lr 0 no validation is better than the first."""
     config = replace(CONFIG, lr=0.0, min_lr=0.0, patience=2, steps=100)
-    result = _fit(tmp_path / "run", config, console=True)
+    result = fit_toy(tmp_path / "run", config, console=True)
     assert result.stopped_early and not result.interrupted
     assert result.state.step == 12 and result.best_step == 0
     assert find(tmp_path / "run").step == 12 and find(tmp_path / "run", "best").step == 0
@@ -436,14 +243,14 @@ def test_early_stopping_ends_saves_and_says_so(tmp_path, capsys):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["stopped_early"] and record["steps"] == 12 and record["best_step"] == 0
     # It stays stopped, and goes on with more patience.
-    assert _fit(tmp_path / "run", config, resume=True).state.step == 12
-    assert _fit(tmp_path / "run", replace(config, patience=3), resume=True).state.step == 18
+    assert fit_toy(tmp_path / "run", config, resume=True).state.step == 12
+    assert fit_toy(tmp_path / "run", replace(config, patience=3), resume=True).state.step == 18
 
 
 def test_early_stopping_survives_a_resume(tmp_path):
     config = replace(CONFIG, lr=0.0, min_lr=0.0, patience=2, steps=100)
-    _fit(tmp_path / "run", config, batches=_stream(9))
-    result = _fit(tmp_path / "run", config, batches=_stream(), resume=True)
+    fit_toy(tmp_path / "run", config, batches=stream(9))
+    result = fit_toy(tmp_path / "run", config, batches=stream(), resume=True)
     assert result.stopped_early and result.state.step == 12
 
 
@@ -451,20 +258,15 @@ def test_patience_in_epochs(tmp_path):
     config = replace(
         CONFIG, lr=0.0, min_lr=0.0, patience=2, patience_unit="epochs", validate_every=2, steps=100
     )
-    assert _fit(tmp_path / "run", config, batches=_stream()).state.step == 8
+    assert fit_toy(tmp_path / "run", config, batches=stream()).state.step == 8
     # Stopped between two validations, when the patience is over but has not been asked for: the next asks.
     config = replace(config, validate_every=6, log_every=None)
-    part = _fit(tmp_path / "part", config, batches=_stream(8))
+    part = fit_toy(tmp_path / "part", config, batches=stream(8))
     assert part.interrupted and part.state.step == 9
-    result = _fit(tmp_path / "part", config, batches=_stream(), resume=True)
+    result = fit_toy(tmp_path / "part", config, batches=stream(), resume=True)
     assert result.stopped_early and result.state.step == 12
     # The end has its record, whatever the interval.
     assert any("train/loss" in r for r in read_history(tmp_path / "part") if r["step"] == 12)
-
-
-def test_patience_without_validation_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="patience: early stopping needs validation"):
-        _fit(tmp_path / "run", replace(CONFIG, patience=2), validation=())
 
 
 def test_epochs_decide_everything(tmp_path):
@@ -472,7 +274,7 @@ def test_epochs_decide_everything(tmp_path):
         CONFIG, epochs=3, warmup_steps=0, warmup_epochs=1, validate_every=None, validate_every_epochs=2,
         log_every=None, log_every_epochs=1, checkpoint_every=None, checkpoint_every_epochs=1, keep_last=None,
     )  # fmt: skip
-    result = _fit(tmp_path / "run", config, batches=_stream())
+    result = fit_toy(tmp_path / "run", config, batches=stream())
     assert result.state.step == 12
     history = read_history(tmp_path / "run")
     assert [r["step"] for r in history if "val/val_loss" in r] == [0, 8, 12]
@@ -482,10 +284,10 @@ def test_epochs_decide_everything(tmp_path):
 
 
 def test_an_epochs_record_is_the_mean_over_its_steps(tmp_path):
-    each = _fit(tmp_path / "each", replace(CONFIG, log_every=1), batches=_stream())
+    each = fit_toy(tmp_path / "each", replace(CONFIG, log_every=1), batches=stream())
     config = replace(CONFIG, log_every_epochs=2)
-    mean = _fit(tmp_path / "mean", config, batches=_stream())
-    assert _same(each.state, mean.state)
+    mean = fit_toy(tmp_path / "mean", config, batches=stream())
+    assert same(each.state, mean.state)
     train = {r["step"]: r for r in read_history(each.run) if "train/loss" in r}
     epochs = [r for r in read_history(mean.run) if "epoch/loss" in r]
     assert [r["step"] for r in epochs] == [8, 16]
@@ -504,45 +306,17 @@ def test_an_epochs_record_is_the_mean_over_its_steps(tmp_path):
 
 def test_skipped_steps_are_not_in_the_mean(tmp_path):
     config = replace(CONFIG, log_every_epochs=1, steps_per_epoch=10)
-    _fit(tmp_path / "run", config, make_task(range(3, 6)))
+    fit_toy(tmp_path / "run", config, make_task(range(3, 6)))
     records = [r for r in read_history(tmp_path / "run") if "epoch/loss" in r]
     assert [r["epoch/steps"] for r in records] == [7, 10]
     assert all(math.isfinite(r["epoch/loss"]) for r in records)
-
-
-def test_what_a_resumed_run_takes_back(tmp_path):
-    """It is not over any more; and without validation it still keeps the best."""
-    _fit(tmp_path / "run", replace(CONFIG, steps=12, keep_last=1))
-    best = find(tmp_path / "run", "best").step
-    _fit(tmp_path / "run", replace(CONFIG, steps=24, keep_last=1), batches=_stream(15), resume=True)
-    assert not (tmp_path / "run" / "result.json").exists()
-    _fit(tmp_path / "run", replace(CONFIG, steps=24, keep_last=1), resume=True, validation=())
-    assert best in [c.step for c in saved(tmp_path / "run" / "checkpoints")]
 
 
 @pytest.mark.parametrize("log_every", [None, 1, 7])
 def test_a_burst_is_seen_whatever_the_interval_of_the_logs(tmp_path, log_every):
     config = replace(CONFIG, max_consecutive_skips=5, log_every=log_every)
     with pytest.raises(TrainingDiverged, match="steps in a row were skipped"):
-        _fit(tmp_path / "run", config, make_task(range(1, 9)))
-
-
-def test_initial_weights_of_another_run(tmp_path, undisturbed):
-    """The best, averaged weights; the step, the moments and the schedule are new."""
-    config = replace(CONFIG, steps=1, lr=0.0, min_lr=0.0, warmup_steps=0, seed=3)
-    result = _fit(tmp_path / "run", config, init_from=undisturbed.run)
-    task = make_task()
-    best = load_params(undisturbed.run, task.init(0)[0], "best")
-    assert _same(result.state.params, best) and _same(result.state.ema, best)
-    assert int(result.state.opt.step) == 1 and result.state.step == 1
-    first = next(r for r in read_history(tmp_path / "run") if "val/val_loss" in r)
-    assert first["step"] == 0 and first["val/val_loss"] == pytest.approx(undisturbed.best, rel=1e-6)
-    with pytest.raises(CheckpointError, match=r"init_from: .*no such folder"):
-        _fit(tmp_path / "other", config, init_from=tmp_path / "nowhere")
-    assert not (tmp_path / "other").exists()
-    # A run that goes on has its own weights, and does not read those again.
-    again = _fit(tmp_path / "run", replace(config, steps=2), init_from=tmp_path / "nowhere", resume=True)
-    assert again.state.step == 2
+        fit_toy(tmp_path / "run", config, make_task(range(1, 9)))
 
 
 def _loader(seed: int | None = None) -> DataLoader:
@@ -555,15 +329,15 @@ def _loader(seed: int | None = None) -> DataLoader:
 def test_a_torch_data_loader_feeds_the_loop_and_resumes(tmp_path, generator):
     """Three batches an epoch, the last one short; the order depends on the seed and the epoch only."""
     config = replace(CONFIG, epochs=4, warmup_steps=0)
-    whole = _fit(tmp_path / "whole", config, batches=_loader(generator))
+    whole = fit_toy(tmp_path / "whole", config, batches=_loader(generator))
     assert whole.state.step == 12
     torch.randn(7)
-    part = _fit(tmp_path / "part", config, batches=_loader(generator), task=_stopping(5))
+    part = fit_toy(tmp_path / "part", config, batches=_loader(generator), task=_stopping(5))
     assert part.interrupted and part.state.step == 6
-    again = _fit(tmp_path / "part", config, batches=_loader(generator), resume=True)
-    assert _same(again.state, whole.state)
-    other = _fit(tmp_path / "other", replace(config, seed=1), batches=_loader(generator))
-    assert not _same(other.state.params, whole.state.params)
+    again = fit_toy(tmp_path / "part", config, batches=_loader(generator), resume=True)
+    assert same(again.state, whole.state)
+    other = fit_toy(tmp_path / "other", replace(config, seed=1), batches=_loader(generator))
+    assert not same(other.state.params, whole.state.params)
 
 
 def _stopping(at: int) -> Task:
@@ -580,7 +354,7 @@ def _stopping(at: int) -> Task:
 
 def test_the_other_files_of_a_run(tmp_path):
     config = replace(CONFIG, profile=(3, 4))
-    run = _fit(tmp_path / "run", config).run
+    run = fit_toy(tmp_path / "run", config).run
     assert json.loads((run / "result.json").read_text())["steps"] == 20
     assert (run / "logs" / "profile_3_4.json").stat().st_size > 1000
     values = json.loads((run / "history.json").read_text())["val/val_loss"]
@@ -590,8 +364,8 @@ def test_the_other_files_of_a_run(tmp_path):
 
 
 def test_precision_reaches_the_step(tmp_path):
-    states = {p: _fit(tmp_path / p, replace(CONFIG, precision=p)).state for p in ("fp32", "bf16", "fp16")}
-    assert not _same(states["fp32"].params, states["bf16"].params)
+    states = {p: fit_toy(tmp_path / p, replace(CONFIG, precision=p)).state for p in ("fp32", "bf16", "fp16")}
+    assert not same(states["fp32"].params, states["bf16"].params)
     assert all("train/loss_scale" in r for r in read_history(tmp_path / "fp16") if "train/loss" in r)
     for precision, tolerance in (("bf16", 0.1), ("fp16", 0.02)):
         for name, p in states["fp32"].params.items():
@@ -601,7 +375,7 @@ def test_precision_reaches_the_step(tmp_path):
 def test_the_terminal_shows_what_the_level_says(tmp_path, capsys):
     shown = {}
     for level in ("debug", "info", "warning", "error"):
-        _fit(tmp_path / level, replace(CONFIG, log_level=level), console=True)
+        fit_toy(tmp_path / level, replace(CONFIG, log_level=level), console=True)
         shown[level] = capsys.readouterr().out
     assert "saved in" in shown["debug"] and "saved in" not in shown["info"]
     assert "step 20/20" in shown["info"]
