@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from counting import counter
 from irf_estimation import EstimateNK, estimate
 from irf_runs import report, settings_of, trained
 from places import check_file, check_folder
@@ -82,7 +83,7 @@ def command(given: Generate | Evaluate | Ask | EstimateNK) -> None:
     if isinstance(given, Generate):
         made = generate_irf(
             given.root, given.worlds, samples=given.samples, seed=given.seed, workers=given.workers,
-            version=given.version, git_hash=_git_hash(), progress=_progress,
+            version=given.version, git_hash=_git_hash(), progress=counter("samples"),
         )  # fmt: skip
         found = f", {made.found:,} of them found" if made.found else ""
         print(f"wrote {made.root}: {made.samples:,} samples of {', '.join(given.worlds)}{found}")
@@ -188,8 +189,3 @@ def _git_hash() -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _progress(done: int, total: int) -> None:
-    end = "" if done < total else "\n"
-    print(f"\r{done:,}/{total:,} samples\x1b[K", end=end, file=sys.stderr, flush=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from counting import counter
 from motion_runs import draw, export, make_ready, report, settings_of
 
 from mfk import train
@@ -120,9 +120,6 @@ def bring_in(given: Import) -> None:
     if not files:
         raise FileNotFoundError(f"--bvh: no file {given.pattern} in {given.bvh}")
 
-    def progress(done: int, total: int, name: str) -> None:
-        print(f"\r{done}/{total} {name}\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
     info = import_bvh(
         files,
         given.output,
@@ -135,7 +132,7 @@ def bring_in(given: Import) -> None:
         seed=given.seed,
         other_proportions=given.other_proportions,
         overwrite=given.overwrite,
-        progress=progress,
+        progress=counter(),
     )
     frames, bones = sum(clip.frames for clip in info.clips), len(info.skeleton.bone_names)
     print(

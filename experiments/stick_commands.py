@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from counting import counter
 from places import check_folder, check_new, check_readable, told
-from stick_runs import OPENINGS, compose, report, settings_of, show_progress, trained, write_motion
+from stick_runs import OPENINGS, compose, report, settings_of, trained, write_motion
 
 from mfk import train
 from mfk.data.stick import FPS
@@ -146,7 +146,7 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
             if not given.bvh.is_dir():
                 raise NotADirectoryError(f"--bvh: expected a folder of BVH files, got {given.bvh}")
             clips = stick_from_bvh(
-                given.bvh, given.index, given.joint_map, width=given.figure, progress=show_progress
+                given.bvh, given.index, given.joint_map, width=given.figure, progress=counter()
             )
         _write(given.output, clips)
     elif isinstance(given, Make):
@@ -155,7 +155,7 @@ def command(given: Generate | Evaluate | Import | Make | Validate) -> None:
             raise ValueError(f"clips: expected at least 1, got {given.clips}")
         _write(given.output, generate_stick(
             given.clips, seed=given.seed, width=given.figure, transitions=given.transitions,
-            augment=given.augment, progress=partial(show_progress, what="clips"),
+            augment=given.augment, progress=counter("clips"),
         ))  # fmt: skip
     else:
         _validate(given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from counting import counter
 from places import told
 
 from mfk import train
@@ -164,18 +164,10 @@ def compose(
         stick_generate.check_actions(known, wanted, "actions" if actions else "text")
     embedding = stick_data.embed_one("text", text, settings.data.encoder, settings.net.embedding_dim)
 
-    def progress(done: int, total: int) -> None:
-        show_progress(done, total, "frames")
-
     return stick_generate.generate(
         nets, found.params, found.state, known, embedding, frames, seed=seed, actions=wanted,
-        progress=progress,
+        progress=counter("frames"),
     )  # fmt: skip
-
-
-def show_progress(done: int, total: int, what: str) -> None:
-    """One line of the terminal that counts."""
-    print(f"\r{done}/{total} {what}\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def schedule(text: str, frames: int, actions: tuple[str, ...]) -> torch.Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqvae_runs import open_data, report, show_progress, trained
+from counting import counter
+from vqvae_runs import open_data, report, trained
 
 from mfk import train
 from mfk.data import generate_operators, open_families, write_families
@@ -90,7 +91,7 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
     if isinstance(given, Generate):
         generate_operators(
             given.output, given.samples, seed=given.seed, realisations=given.realisations,
-            progress=show_progress,
+            progress=counter("operators"),
         )  # fmt: skip
         print(
             f"wrote {given.output}: {given.samples:,} operators, {given.output.stat().st_size / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from counting import counter
 from tyro.conf import Fixed, Suppress
 
 from mfk import train
@@ -102,7 +103,7 @@ def make_ready(settings: VQVAERun) -> Ready:
         if ranks.current().rank == 0:
             print(f"{file} is not there: simulating {BASELINES[file.name]:,} operators", file=sys.stderr)
         file.parent.mkdir(parents=True, exist_ok=True)
-        generate_operators(file, BASELINES[file.name], progress=show_progress)
+        generate_operators(file, BASELINES[file.name], progress=counter("operators"))
     data = open_data(settings)
     found = vqvae_categories.categories_of(settings.categories, settings.category_mapping, data)
     nets = vqvae_net.vqvae_nets(
@@ -244,10 +245,3 @@ def draw_found(ready: Ready, out: Path) -> None:
             ready.categories, vqvae_preparation.feature_names(ready.data.prepared), out / "categories.png"
         )
         print(f"wrote {out / 'categories.png'}")
-
-
-def show_progress(done: int, total: int) -> None:
-    """Operators that are there, on one line of the terminal."""
-    print(
-        f"\r{done:,}/{total:,} operators\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True
-    )
