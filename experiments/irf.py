@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from irf_commands import COMMANDS, Generate, command
+from irf_commands import COMMANDS, Evaluate, Generate, command
 from irf_runs import IRFRun, make_ready, report, task_of
 
 from mfk import train
@@ -102,7 +102,7 @@ def main() -> None:
         )
         if isinstance(given, IRFRun):
             run(given)
-        elif isinstance(given, Generate) or ranks.alone():
+        elif isinstance(given, Generate | Evaluate) or ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged)

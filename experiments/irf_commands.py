@@ -18,6 +18,7 @@ from places import check_file, check_folder
 from torch import Tensor
 
 from mfk import train
+from mfk.core import ranks
 from mfk.data import generate_irf
 from mfk.data.worlds import OBSERVABLES, WORLDS, World
 from mfk.tasks import irf_data
@@ -44,7 +45,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Repeat the report with a trained emulator."""
+    """Repeat the report with a trained emulator; all ranks share the economies."""
 
     checkpoint: Path
     """Folder of a run, such as outputs/irf/latest, or of one of its checkpoints."""
@@ -98,7 +99,7 @@ def command(given: Generate | Evaluate | Ask | EstimateNK) -> None:
         else:
             chosen = replace(settings.data, data=given.data, samples=irf_data.IRFDataConfig.samples)
         data = irf_data.open_irf(chosen, settings.data_seed)
-        report(settings, data, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
+        report(settings, data, given.checkpoint, out, {"checkpoint": str(given.checkpoint)}, ranks.current())
     elif isinstance(given, EstimateNK):
         estimate(given)
     else:

@@ -11,6 +11,7 @@ import torch
 
 from mfk import train
 from mfk.core import tree
+from mfk.core.ranks import Ranks
 from mfk.core.types import Params, Task
 from mfk.data import LoaderConfig
 from mfk.tasks import irf, irf_data, irf_drawing, irf_measure, irf_report
@@ -91,9 +92,17 @@ def trained(settings: IRFRun, checkpoint: Path) -> tuple[IRFNets, Trained]:
 
 
 def report(
-    settings: IRFRun, data: irf_data.IRFData, checkpoint: Path, out: Path, more: Mapping[str, Any]
-) -> list[irf_measure.SplitRow]:
-    """Measure a checkpoint on held-out economies; the report goes into the folder `out`."""
+    settings: IRFRun,
+    data: irf_data.IRFData,
+    checkpoint: Path,
+    out: Path,
+    more: Mapping[str, Any],
+    here: Ranks | None = None,
+) -> None:
+    """Measure a checkpoint on held-out economies; the report goes into the folder `out`.
+
+    The ranks `here` is one of share the economies (`irf_measure.emulated`), and rank 0 writes; None: alone.
+    """
     nets, found = trained(settings, checkpoint)
     if data.horizon != nets.horizon:
         raise ValueError(
@@ -101,7 +110,9 @@ def report(
             f"trained on, got 0 to {data.horizon}"
         )
     params, state = found.members[0]
-    rows, covered = irf_measure.measure(nets, found.members, data)
+    rows, covered = irf_measure.measure(nets, found.members, data, here=here)
+    if here is not None and here.rank:
+        return
     splits = irf_measure.summarise(nets, state, data, rows, covered)
     facts: dict[str, Any] = {
         "data": data.name,
@@ -119,4 +130,3 @@ def report(
         written += irf_drawing.draw_responses(out, nets, found.members, data, factors)
     irf_report.print_table(splits, f"{data.name}: held-out economies")
     print("wrote " + ", ".join(str(file) for file in written))
-    return splits

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from vqvae_commands import COMMANDS, Generate, command
+from vqvae_commands import COMMANDS, Evaluate, Generate, command
 from vqvae_config import translated
 from vqvae_runs import (
     TOKENIZER,
@@ -82,7 +82,7 @@ def main() -> None:
             )
         if isinstance(given, VQVAERun):
             run(given)
-        elif isinstance(given, Generate) or ranks.alone():
+        elif isinstance(given, Generate | Evaluate) or ranks.alone():
             command(given)
 
     cli.main(program, train.TrainingDiverged, ModuleNotFoundError)

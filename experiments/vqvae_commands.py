@@ -10,6 +10,7 @@ from counting import counter
 from vqvae_runs import open_data, report, trained
 
 from mfk import train
+from mfk.core import ranks
 from mfk.data import generate_operators, open_families, write_families
 from mfk.tasks import vqvae_data, vqvae_drawing, vqvae_preparation, vqvae_report, vqvae_tokens
 from mfk.tasks.report_tables import print_rows
@@ -31,7 +32,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Repeat the report with a trained tokenizer."""
+    """Repeat the report with a trained tokenizer; all ranks share the rows."""
 
     checkpoint: Path
     """Folder of a run, such as outputs/vqvae/latest, or of one of its checkpoints."""
@@ -110,6 +111,7 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
             open_data(made.settings),
             given.out or run / "evaluation",
             {"checkpoint": str(given.checkpoint)},
+            ranks.current(),
         )
     elif isinstance(given, Encode):
         table = open_families(given.data, tuple(made.prepared.features), max_samples=given.max_samples)

@@ -15,6 +15,7 @@ from tyro.conf import Fixed, Suppress
 
 from mfk import train
 from mfk.core import ranks, tree
+from mfk.core.ranks import Ranks
 from mfk.core.types import Task, Tree
 from mfk.data import LoaderConfig, generate_operators
 from mfk.data.categories import Categories
@@ -211,16 +212,26 @@ def _read(file: Path) -> tuple[vqvae_preparation.Preparation, Categories, int]:
 
 
 def report(
-    made: Trained, data: vqvae_data.VQVAEData, out: Path, more: Mapping[str, Any]
+    made: Trained,
+    data: vqvae_data.VQVAEData,
+    out: Path,
+    more: Mapping[str, Any],
+    here: Ranks | None = None,
 ) -> vqvae_measure.Score:
-    """Measure a tokenizer on held-out rows; the report goes into the folder `out`."""
+    """Measure a tokenizer on held-out rows; the report goes into the folder `out`.
+
+    The ranks `here` is one of share the rows (`vqvae_measure.measure`), and rank 0 writes; None: alone.
+    """
     settings, nets = made.settings, made.nets
     own = (nets, settings.vqvae, made.params, made.state)
-    score, books = vqvae_measure.measure(*own, data.val)
-    seen, _ = vqvae_measure.measure(*own, data.train)
+    score, books = vqvae_measure.measure(*own, data.val, here=here)
+    seen, _ = vqvae_measure.measure(*own, data.train, here=here)
+    tokens = vqvae_tokens.encode(*own, data.train, here=here)
+    if here is not None and here.rank:
+        return score
     scores = {"held out": score, "trained on": seen}
     features = vqvae_preparation.feature_names(made.prepared)
-    every = vqvae_tokens.token_statistics(nets, vqvae_tokens.encode(*own, data.train))
+    every = vqvae_tokens.token_statistics(nets, tokens)
     facts: dict[str, Any] = {
         "data": data.name,
         "features": f"{len(features)} of {', '.join(made.prepared.families)}",

@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from mfk.core import ranks
+from mfk.core.ranks import Ranks
 from mfk.core.types import Params, Tree
 from mfk.data.irf_splits import SPLITS
 from mfk.data.worlds import OBSERVABLES, World
@@ -30,7 +32,7 @@ LEVEL = 0.95
 """Share of the numbers that an ensemble's calibrated error bars are to cover."""
 
 _LEAST = 1e-4
-_ROWS = 1000
+_ROWS = 250
 _NOTHING = 1e-12
 
 
@@ -73,8 +75,13 @@ class Coverage(NamedTuple):
     bars: float  # share within so many
 
 
-def emulated(nets: IRFNets, params: Params, state: Tree, world: World, theta: Tensor) -> Tensor:
+def emulated(
+    nets: IRFNets, params: Params, state: Tree, world: World, theta: Tensor, *, here: Ranks | None = None
+) -> Tensor:
     """The emulator's responses of one world, float32 [N, S, H + 1, V]; S = 1 of a single-shock network.
+
+    Several ranks, which must all call this, share the economies; all return the responses of all of them,
+    the same as one process.
 
     Args:
         nets: as of `irf_nets`.
@@ -82,23 +89,36 @@ def emulated(nets: IRFNets, params: Params, state: Tree, world: World, theta: Te
         state: of the task.
         world: one of the emulator's.
         theta: parameters, float64 [N, P].
+        here: this process among those that share the economies, `ranks.current()`; None: it takes all.
 
     Raises:
         ValueError: a world that the emulator does not know.
     """
+    here = here or Ranks(0, 1)
     respond = emulator(nets, params, state, world.name)
+    shocks = len(world.shocks.names) if nets.config.shock is None else 1
+    made = torch.zeros(len(theta), shocks, nets.horizon + 1, len(OBSERVABLES), device=theta.device)
     with torch.no_grad():
-        return torch.cat([respond(some) for some in theta.split(_ROWS)])
+        for first in range(0, len(theta), _ROWS)[here.rank :: here.count]:
+            made[first : first + _ROWS] = respond(theta[first : first + _ROWS])
+    # Zeros where other ranks have their responses: the sum puts them together, to the bit.
+    return made if here.count == 1 else ranks.add_up(made)
 
 
 def measure(
-    nets: IRFNets, members: Sequence[Member], data: IRFData, splits: Sequence[str] = SPLITS[2:]
+    nets: IRFNets,
+    members: Sequence[Member],
+    data: IRFData,
+    splits: Sequence[str] = SPLITS[2:],
+    *,
+    here: Ranks | None = None,
 ) -> tuple[list[ResponseRow], dict[tuple[str, str], Coverage]]:
     """A row for each world, split, shock and variable; and how often the members' spread covers the truth.
 
     Of an ensemble the members' mean is judged, and there is a coverage by (world, split). What the members
     have in common is not in their spread, so that error bars are its multiple: the one that covers the
-    validation economies, on which nothing was trained.
+    validation economies, on which nothing was trained. The ranks `here` is one of share the economies, as of
+    `emulated`.
     """
     rows: list[ResponseRow] = []
     covered: dict[tuple[str, str], Coverage] = {}
@@ -107,10 +127,10 @@ def measure(
         names = world.shocks.names if k is None else (world.shocks.names[k],)
         factor = None
         if len(members) > 1:
-            ratios = _deviations(*_answers(nets, members, data, world, "val"))
+            ratios = _deviations(*_answers(nets, members, data, world, "val", here))
             factor = ratios.kthvalue(max(1, math.ceil(LEVEL * len(ratios)))).values.item()
         for split in splits:
-            each, truth = _answers(nets, members, data, world, split)
+            each, truth = _answers(nets, members, data, world, split, here)
             rows += compare(world.name, split, names, each.mean(0), truth)
             if factor is not None:
                 ratios = _deviations(each, truth)
@@ -120,11 +140,13 @@ def measure(
 
 
 def _answers(
-    nets: IRFNets, members: Sequence[Member], data: IRFData, world: World, split: str
+    nets: IRFNets, members: Sequence[Member], data: IRFData, world: World, split: str, here: Ranks | None
 ) -> tuple[Tensor, Tensor]:
     """The members' responses [M, N, S, H + 1, V] of a split's economies, and the exact ones, float64."""
     samples, k = data.samples[split][world.name], nets.config.shock
-    each = torch.stack([emulated(nets, *member, world, samples.theta) for member in members]).double()
+    each = torch.stack(
+        [emulated(nets, *member, world, samples.theta, here=here) for member in members]
+    ).double()
     return each, (samples.irf if k is None else samples.irf[:, k : k + 1]).double()
 
 

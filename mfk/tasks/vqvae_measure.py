@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mfk.core import ranks, tree
+from mfk.core.ranks import Ranks
 from mfk.core.types import Tree
 from mfk.losses import topographic
 from mfk.tasks.vqvae import Parts, VQVAEConfig, distances_kept, forward
 from mfk.tasks.vqvae_net import VQVAENets
+from mfk.tasks.vqvae_tokens import blocks_of
 
 _PART = 256  # rows whose distances are compared, as documented
-_ROWS = 4096
 
 
 class Score(NamedTuple):
@@ -46,65 +48,102 @@ class BookRow(NamedTuple):
     topo_post: float  # and these latents to their codes
 
 
+class _Sums(NamedTuple):
+    """What is added up over rows, in float64; the counts are int64."""
+
+    error: Tensor  # [], of the rows' mean squared errors
+    centroids: Tensor  # [G, E], of the categories' embeddings
+    uses: tuple[Tensor, ...]  # of each codebook, of each code
+    alone: Tensor  # [J], of the errors of each code alone
+    kept: Tensor  # [2], correlations of distances times the rows that were compared
+    alike: Tensor  # [J, 2], of each codebook's own
+    compared: Tensor  # [], these rows
+
+
 def measure(
-    nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor
+    nets: VQVAENets,
+    config: VQVAEConfig,
+    params: Tree,
+    state: Tree,
+    x: Tensor,
+    *,
+    here: Ranks | None = None,
 ) -> tuple[Score, list[BookRow]]:
     """The figures of rows [N, F], N >= 3.
 
-    Distances are compared in parts of 256 rows, the figures of which are averaged by their rows.
+    Distances are compared in parts of 256 rows, the figures of which are averaged by their rows. Several
+    ranks, which must all call this, share the rows; all return the same, as one process does.
+
+    Args:
+        nets: as of `vqvae_nets`.
+        config: of the task.
+        params: of the network.
+        state: of the task.
+        x: prepared rows.
+        here: this process among those that share the rows, `ranks.current()`; None: it takes all of them.
     """
-    errors, indices, centroids, kept, alike, compared = [], [], [], [], [], 0
-    books_of = range(len(nets.levels))
-    alone = x.new_zeros(len(nets.levels), dtype=torch.float64)
-    for rows, parts in _parts(nets, config, params, state, x):
-        errors.append((parts.decoded - rows).square().mean(1))
-        indices.append(parts.indices)
-        centroids.append(parts.embeddings.double().sum(0))
-        for some in _pieces(len(rows)):
-            if len(rows[some]) >= 3:
-                own = _rows_of(parts, some)
-                count = len(rows[some])
-                kept.append(count * torch.stack(distances_kept(rows[some], own)))
-                alike.append(count * torch.stack([_alike(nets, rows[some], own, j) for j in books_of]))
-                compared += count
-        said = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
-        for j, ((g, _), one) in enumerate(zip(nets.codebooks, said, strict=True)):
-            columns = list(nets.groups[g])
-            alone[j] += (one[:, columns] - rows[:, columns]).square().mean(1).double().sum()
-    found = torch.cat(indices)
-    before, after = torch.stack(kept).double().sum(0) / compared
-    each = torch.stack(alike).double().sum(0) / compared
+    blocks = blocks_of(x, here)
+    with torch.no_grad():
+        own = {
+            i: _sums(nets, forward(nets, config, params, state, rows), params, state, rows)
+            for i, rows in blocks
+        }
+    if here is not None:
+        own = {i: one for some in ranks.everyone(own) for i, one in some.items()}
+    # In the order of the rows, whoever had them.
+    found = reduce(partial(tree.map, torch.add), (own[i] for i in sorted(own)))
+    before, after = (found.kept / found.compared).tolist()
+    each = (found.alike / found.compared).tolist()
     books = []
     for j, ((g, level), size) in enumerate(zip(nets.codebooks, nets.levels, strict=True)):
-        share = torch.bincount(found[:, j], minlength=size.tokens).double() / len(x)
+        share = found.uses[j].double() / len(x)
         entropy = -torch.special.xlogy(share, share).sum()
         books.append(
             BookRow(
                 nets.categories[g], level, len(nets.groups[g]), size.tokens, int((share > 0).sum()),
-                float(entropy.exp()), float(share.max()), float(alone[j]) / len(x), *each[j].tolist(),
+                float(entropy.exp()), float(share.max()), float(found.alone[j]) / len(x), *each[j],
             )
         )  # fmt: skip
-    mse = float(torch.cat(errors).double().mean())
+    mse = float(found.error) / len(x)
     score = Score(
         len(x),
         mse,
         min(max(1 - mse, 0.0), 1.0),
         sum(book.used / book.tokens for book in books) / len(books),
         sum(book.perplexity / book.tokens for book in books) / len(books),
-        _cosine(torch.stack(centroids).sum(0) / len(x)),
-        float(before),
-        float(after),
+        _cosine(found.centroids / len(x)),
+        before,
+        after,
         float(torch.tensor([float(size.tokens) for size in nets.levels]).log2().sum()),
     )
     return score, books
 
 
-def _parts(
-    nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor
-) -> Iterator[tuple[Tensor, Parts]]:
-    with torch.no_grad():
-        for rows in x.split(_ROWS):
-            yield rows, forward(nets, config, params, state, rows)
+def _sums(nets: VQVAENets, parts: Parts, params: Tree, state: Tree, x: Tensor) -> _Sums:
+    books = range(len(nets.levels))
+    kept, alike = x.new_zeros(2, dtype=torch.float64), x.new_zeros(len(books), 2, dtype=torch.float64)
+    compared = 0
+    for some in _pieces(len(x)):
+        rows, own = x[some], _rows_of(parts, some)
+        if len(rows) >= 3:
+            kept += len(rows) * torch.stack(distances_kept(rows, own)).double()
+            alike += len(rows) * torch.stack([_alike(nets, rows, own, j) for j in books]).double()
+            compared += len(rows)
+    said = nets.model.apply(params["net"], state["buffers"], "partial", list(parts.quantized))
+    columns = [list(nets.groups[g]) for g, _ in nets.codebooks]
+    alone = [
+        (one[:, own] - x[:, own]).square().mean(1).double().sum()
+        for own, one in zip(columns, said, strict=True)
+    ]
+    return _Sums(
+        (parts.decoded - x).square().mean(1).double().sum(),
+        parts.embeddings.double().sum(0),
+        tuple(torch.bincount(parts.indices[:, j], minlength=nets.levels[j].tokens) for j in books),
+        torch.stack(alone),
+        kept,
+        alike,
+        torch.tensor(compared, device=x.device),
+    )
 
 
 def _alike(nets: VQVAENets, rows: Tensor, parts: Parts, j: int) -> Tensor:

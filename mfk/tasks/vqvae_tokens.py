@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfk.core import tree
+from mfk.core import ranks, tree
 from mfk.core.files import replaced_whole
+from mfk.core.ranks import Ranks
 from mfk.core.types import Tree, describe
 from mfk.data.archives import attempt
 from mfk.nn import look_up
 from mfk.tasks.vqvae import VQVAEConfig, codebook, forward
 from mfk.tasks.vqvae_net import VQVAENets
 
-_ROWS = 4096
+_ROWS = 1024  # a multiple of the rows whose distances are compared
 _META = b"mfk_tokens"
 
 
@@ -35,11 +37,33 @@ class TokenRow(NamedTuple):
     shared: float  # largest mutual information with a token of another category
 
 
-def encode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, x: Tensor) -> Tensor:
-    """The tokens [N, J] int64 of prepared rows [N, F], of each category and level."""
+def encode(
+    nets: VQVAENets,
+    config: VQVAEConfig,
+    params: Tree,
+    state: Tree,
+    x: Tensor,
+    *,
+    here: Ranks | None = None,
+) -> Tensor:
+    """The tokens [N, J] int64 of prepared rows [N, F], of each category and level.
+
+    Several ranks, which must all call this, share the rows, each told which it is, `here`; all return the
+    tokens of all rows.
+    """
+    tokens = torch.zeros(len(x), len(nets.levels), dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        parts = [forward(nets, config, params, state, rows).indices for rows in x.split(_ROWS)]
-    return torch.cat(parts)
+        for first, rows in blocks_of(x, here):
+            tokens[first : first + len(rows)] = forward(nets, config, params, state, rows).indices
+    # Zeros where other ranks have their tokens.
+    return tokens if here is None else ranks.add_up(tokens)
+
+
+def blocks_of(x: Tensor, here: Ranks | None) -> Iterator[tuple[int, Tensor]]:
+    """The rows of `x` that fall to a rank, None: all of them, in blocks: number of the first one, rows."""
+    rank, count = here or (0, 1)
+    for first in range(0, len(x), _ROWS)[rank::count]:
+        yield first, x[first : first + _ROWS]
 
 
 def decode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, tokens: Tensor) -> Tensor:
