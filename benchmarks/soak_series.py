@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ FEWEST = 8  # samples that say something
 MEGABYTES_AN_HOUR = 10.0
 SHARE_AN_HOUR = 0.02
 MEGABYTES_OF_A_LOOP = 10.0
+MEGABYTES_IN_USE = 5.0
 THREADS_OF_A_LOOP = 2.0  # a pool of tensorstore's may still fill; of ten trainings or more
 Series = Sequence[float] | np.ndarray
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,6 +74,23 @@ def sample(pid: int, now: float) -> Sample | None:
         )
     except (OSError, KeyError, IndexError):
         return None
+
+
+class _Malloc(ctypes.Structure):
+    """What mallinfo2(3) of glibc tells, in bytes and pieces."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def in_use() -> float:
+    """MB that malloc has given to this process and not got back, whatever lies between them."""
+    read = ctypes.CDLL(None).mallinfo2
+    read.restype = _Malloc
+    found = read()
+    return (found.uordblks + found.hblkhd) / 1e6
 
 
 def _kilobytes(text: str) -> dict[str, float]:
@@ -223,7 +242,7 @@ def loops(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"loops": len(rows), "series": {}}
     if not rows:
         return found
-    names = ("minutes", "rss", "anonymous", "descriptors", "threads", "objects")
+    names = ("minutes", "rss", "anonymous", "in_use", "descriptors", "threads", "objects")
     found["series"] = {name: [row[name] for row in rows] for name in names}
     # The last training may have been cut short; what is imported and compiled lasts from the first ones.
     kept = rows[min(len(rows) // 4 + 1, len(rows) - 1) :]
@@ -253,6 +272,8 @@ def claims(results: Mapping[str, Any]) -> list[Check]:
             # Not rss: where memory is short, pages of libraries come and go.
             first, last = found["loops"]["anonymous"]
             made.append(Check(f"{name}, in one process: MB more", last - first, MEGABYTES_OF_A_LOOP))
+            first, last = found["loops"]["in_use"]
+            made.append(Check(f"{name}, in one process: MB in use more", last - first, MEGABYTES_IN_USE))
             for quantity, limit in (("descriptors", 0.0), ("threads", THREADS_OF_A_LOOP)):
                 first, last = found["loops"][quantity]
                 made.append(Check(f"{name}, in one process: {quantity} more", last - first, limit))

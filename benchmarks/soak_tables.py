@@ -31,17 +31,18 @@ def soak(results: Results) -> list[str]:
     ]  # fmt: skip
     heads = ["long run", "first quarter", "last quarter", "ratio", "highest", "slope an hour (95 %)"]
     lines += [*table(heads, rows, left=1), ""]
+    levels = ("anonymous", "in_use", "descriptors", "threads", "objects")
     rows = [
         [
             name, str(own["runs"]), str(own["interrupts"]), str(own["loops"].get("loops", 0)),
-            *(_pair(own["loops"].get(key)) for key in ("anonymous", "descriptors", "threads", "objects")),
+            *(_pair(own["loops"].get(key)) for key in levels),
             str(own["left"]), str(own["wrong"]),
         ]
         for name, own in results["systems"].items()
     ]  # fmt: skip
     heads = [
         "system", "runs", "stops and resumes", "trainings in one process", "MB (anonymous), first, last",
-        "descriptors", "threads", "Python objects", "left", "wrong",
+        "MB in use", "descriptors", "threads", "Python objects", "left", "wrong",
     ]  # fmt: skip
     return [*lines, *table(heads, rows, left=1), "", *claims(results["claims"])]
 

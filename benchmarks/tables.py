@@ -371,6 +371,11 @@ def ranks(results: Results) -> list[str]:
     return [*lines, *claims(results["checks"])]
 
 
+def soak_vqvae(results: Results) -> list[str]:
+    """The soak of tokenizers alone."""
+    return soak(results)
+
+
 TABLES: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
@@ -401,6 +406,7 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
         vqvae_peers,
         fuzz,
         soak,
+        soak_vqvae,
         ranks,
     )
 }

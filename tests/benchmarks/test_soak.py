@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soak
 import soak_series
+import torch
 from soak_series import Sample
 
 
@@ -82,8 +83,8 @@ def test_throughput_is_of_both_clocks() -> None:
 
 def test_loops_tell_what_each_training_left() -> None:
     rows = [
-        {"minutes": k, "rss": 100.0, "anonymous": 90.0 + 2 * k, "descriptors": 5 + k, "threads": 3,
-         "objects": 1000, "zombies": int(k == 30)}
+        {"minutes": k, "rss": 100.0, "anonymous": 90.0 + 2 * k, "in_use": 50.0 + k, "descriptors": 5 + k,
+         "threads": 3, "objects": 1000, "zombies": int(k == 30)}
         for k in range(40)
     ]  # fmt: skip
     found = soak_series.loops(rows)
@@ -91,10 +92,19 @@ def test_loops_tell_what_each_training_left() -> None:
     system = {"loops": found, "left": 1, "wrong": 0}
     assert fallen({"long": {}, "systems": {"toy": system}}) == {
         "toy, in one process: MB more",
+        "toy, in one process: MB in use more",
         "toy, in one process: descriptors more",
         "zombies, processes and temporary files left, all runs",
     }
     assert soak_series.loops([])["loops"] == 0
+
+
+def test_what_is_in_use_is_what_was_taken() -> None:
+    before = soak_series.in_use()
+    held = torch.ones(10_000, 1_000)
+    taken = soak_series.in_use() - before
+    del held
+    assert taken == pytest.approx(40, abs=2) and soak_series.in_use() - before == pytest.approx(0, abs=2)
 
 
 def test_a_process_is_sampled() -> None:
