@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
+import counting
 import pytest
 from counting import counter
 
@@ -28,3 +31,22 @@ def test_a_terminal_gets_one_line(
     for done in (1, 2, 3):
         tell(done, 3)
     assert capsys.readouterr().err == "\r1/3 clips\x1b[K\r2/3 clips\x1b[K\r3/3 clips\x1b[K\n"
+
+
+JOB = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from counting import counter
+tell = counter("clips")
+for done in range(11):
+    tell(done, 10)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "2> >(:)", "2>/dev/full"])
+def test_a_job_ends_well_though_nobody_reads(stream: str) -> None:
+    line = f'exec "$@" {stream}'
+    words = ["bash", "-c", line, "bash", sys.executable, "-c", JOB, str(Path(counting.__file__).parent)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "done\n")
