@@ -17,13 +17,14 @@ from mfk.core.files import read_json
 from mfk.core.types import Params, Rows, Tree, describe
 from mfk.data.stick import ACTIONS, StickClip
 from mfk.nn import StickCache, StickOutput
-from mfk.tasks.stick_features import Seen, anchored, hip_columns, meant, see
+from mfk.tasks.stick_features import Seen, anchored, hip_columns, joined, meant, see
 from mfk.tasks.stick_net import StickNets
 from mfk.tasks.stick_refine import refine
 
 OPENING = 5  # frames that a generated motion begins with
 _KEPT = 16  # openings of each action
 _PLACES = 4  # of each clip
+_FAR = 1e6  # units; no figure is there
 
 
 class Made(NamedTuple):
@@ -83,8 +84,9 @@ def from_json(path: Path, width: int) -> Openings:
         raise FileNotFoundError(f"{path}: there is no such file; a run of stick.py leaves it")
     said = read_json(path)
     try:
-        motion, ground = (torch.tensor(said[name], dtype=torch.float32) for name in ("motion", "ground"))
-        known = Openings(motion, torch.tensor(said["action"]), float(ground))
+        motion = torch.tensor(said["motion"], dtype=torch.float32)
+        # Runs of before have none.
+        known = Openings(motion, torch.tensor(said["action"]), said.get("ground", -math.inf))
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected openings as stick.py writes them: {error}") from None
     fits = motion.shape[1:] == (OPENING, width) and len(motion)
@@ -93,14 +95,16 @@ def from_json(path: Path, width: int) -> Openings:
             f"{path}: expected motion [N, {OPENING}, {width}] and an action of each of N openings, "
             f"got {tuple(motion.shape)} and {tuple(known.action.shape)}"
         )
-    whole = known.action.dtype == torch.int64 and bool(motion.isfinite().all())
+    whole = known.action.dtype == torch.int64 and bool((motion.abs() <= _FAR).all())
     if not whole or not -1 <= int(known.action.min()) <= int(known.action.max()) < len(ACTIONS):
         raise ValueError(
-            f"{path}: expected finite places, and actions from -1 to {len(ACTIONS) - 1}, got others"
+            f"{path}: expected places within {_FAR:,.0f} units, and actions from -1 to {len(ACTIONS) - 1}, "
+            "got others"
         )
-    if ground.ndim or not -math.inf < known.ground <= float(motion[..., 1::2].min()):
-        raise ValueError(f"{path}: expected a ground under all points, got {said['ground']!r:.80}")
-    return known
+    low = known.ground
+    if isinstance(low, bool) or not isinstance(low, int | float) or not low <= motion[..., 1::2].min():
+        raise ValueError(f"{path}: expected a ground under all points, got {low!r:.80}")
+    return known._replace(ground=float(low))
 
 
 def opening(known: Openings, action: int, seed: int) -> Tensor:
@@ -209,7 +213,12 @@ def generate(
 
 def _on_ground(frames: Tensor, ground: float) -> Tensor:
     """Frames [..., D] whose points under the ground are lifted onto it: where a foot lands, it stands."""
-    return torch.stack((frames[..., 0::2], frames[..., 1::2].clamp(min=ground)), -1).flatten(-2)
+
+    def lifted(frames: Tensor) -> Tensor:
+        return torch.stack((frames[..., 0::2], frames[..., 1::2].clamp(min=ground)), -1).flatten(-2)
+
+    # The pelvis is in the middle of hips that were lifted; a mean may be rounded to below the ground.
+    return lifted(joined(lifted(frames)))
 
 
 def _whole_steps(

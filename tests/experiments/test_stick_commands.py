@@ -125,7 +125,9 @@ def test_mistakes_in_generation_are_told(words, message, trained: Path, tmp_path
         ({"motion": [[[0.0] * 48] * 5]}, "expected motion [N, 5, 20] and an action of each of N openings"),
         ({"ground": 0.1}, "expected a ground under all points, got 0.1"),
         ({"ground": [0.0]}, "expected a ground under all points, got [0.0]"),
-        ({"ground": None}, "expected openings as stick.py writes them"),
+        ({"ground": None}, "expected a ground under all points, got None"),
+        ({"ground": False}, "expected a ground under all points, got False"),
+        ({"motion": [[[1e38] * 20] * 5]}, "expected places within 1,000,000 units, and actions"),
     ],
 )  # fmt: skip
 def test_openings_of_another_figure_are_refused(

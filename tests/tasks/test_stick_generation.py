@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,8 @@ from sticks import REFINE, TEXT, G, Made, clips
 from mfk.core import rng, tree
 from mfk.core.types import Rows
 from mfk.data.stick import ACTIONS, shared_point_gap
-from mfk.tasks.stick_features import anchored, hip_columns, meant
-from mfk.tasks.stick_generate import OPENING, generate, opening, openings
+from mfk.tasks.stick_features import anchored, columns_of, hip_columns, meant
+from mfk.tasks.stick_generate import OPENING, from_json, generate, opening, openings, to_json
 from mfk.tasks.stick_net import next_frames, outputs
 from mfk.tasks.stick_refine import refine
 
@@ -98,6 +101,26 @@ def test_a_foot_stands_where_it_comes_down(refinement: Any) -> None:
     torch.testing.assert_close(expected[OPENING - 1 :], motion[OPENING:], atol=1e-4, rtol=1e-4)
 
 
+def test_a_pelvis_is_between_hips_that_were_lifted() -> None:
+    made = gentle(width=48)
+    known = made.openings._replace(ground=1.2)
+    found = generate(made.nets, made.params, made.state, known, SAYING, 20).motion[OPENING:]
+    hips, pelvis = found[:, columns_of(48, "left_hip", "right_hip")], found[:, columns_of(48, "pelvis")]
+    torch.testing.assert_close(pelvis, hips.unflatten(-1, (2, 2)).mean(1))
+    assert float(found[:, 1::2].min()) >= 1.2 - 1e-6 and float(shared_point_gap(found).max()) < 1e-6
+    assert bool((hips[:, 1] == hips[:, 1].min()).any()) and not torch.equal(hips[:, 1], hips[:, 3])
+
+
+def test_openings_of_a_run_of_before_have_no_ground(tmp_path: Path) -> None:
+    known = gentle().openings
+    told = json.loads(to_json(known))
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    assert from_json(tmp_path / "a.json", 20).ground == pytest.approx(known.ground, abs=1e-5)
+    del told["ground"]
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    assert from_json(tmp_path / "a.json", 20).ground == -math.inf
+
+
 def test_text_actions_and_seed_matter_and_nothing_else() -> None:
     made = gentle(refine=REFINE)
     first = first_action(made)
@@ -133,7 +156,8 @@ def test_a_refinement_leaves_the_opening(refinement: Any) -> None:
     better = refine(made.nets, made.params["refine"], made.state, found.plain[None, 1:], SAYING[None], noise)[
         0
     ]
-    assert torch.equal(found.motion[OPENING:], lifted(better[OPENING - 1 :], made.openings.ground))
+    expected = lifted(better[OPENING - 1 :], made.openings.ground)
+    torch.testing.assert_close(found.motion[OPENING:], expected, atol=1e-6, rtol=0)
     assert not torch.allclose(found.motion, found.plain, atol=1e-6)
     assert bool(found.motion.isfinite().all())
 
