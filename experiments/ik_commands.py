@@ -20,6 +20,7 @@ from ik_runs import (
     settings_of,
     trained,
 )
+from places import check_folder
 from torch import Tensor
 
 from mfk import train
@@ -97,6 +98,8 @@ def evaluate(command: Evaluate) -> None:
     """Repeat a run's report, on its own held-out problems or on a file's; all ranks share these."""
     checkpoint = Path(command.checkpoint)
     settings = settings_of(checkpoint)
+    out = command.out or train.run_of(checkpoint) / "evaluation"
+    check_folder("--out", out)
     robot = robot_of(settings, train.run_of(checkpoint))
     chain = load_robot(robot)
     if command.data is not None:
@@ -112,7 +115,6 @@ def evaluate(command: Evaluate) -> None:
     if poses < 1:
         raise ValueError(f"poses: expected at least 1, got {poses}")
     problems = held_out_problems(chain, settings, held_out, poses)
-    out = command.out or train.run_of(checkpoint) / "evaluation"
     more["checkpoint"] = str(checkpoint)
     report(settings, chain, problems, checkpoint, out, more, ranks.current())
 

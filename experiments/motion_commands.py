@@ -9,6 +9,7 @@ from typing import Literal
 
 from counting import counter
 from motion_runs import draw, export, make_ready, report, settings_of
+from places import check_folder
 
 from mfk import train
 from mfk.data import import_bvh
@@ -97,12 +98,15 @@ def command(given: Import | Evaluate | Animate | Export) -> None:
     settings = settings_of(given.checkpoint)
     if isinstance(given, Export):
         motion_export.check_path(given.export_ts)
-    train.check_same_data(train.run_of(given.checkpoint), motion_data.data_record(settings.data))
+    run = train.run_of(given.checkpoint)
+    if isinstance(given, Evaluate):
+        check_folder("--out", given.out or run / "evaluation")
+    train.check_same_data(run, motion_data.data_record(settings.data))
     if isinstance(given, Evaluate) and given.windows is not None:
         settings = replace(settings, report_windows=given.windows)
     ready = make_ready(settings)
     if isinstance(given, Evaluate):
-        out = given.out or train.run_of(given.checkpoint) / "evaluation"
+        out = given.out or run / "evaluation"
         report(settings, ready, given.checkpoint, out, {"checkpoint": str(given.checkpoint)})
     elif isinstance(given, Animate):
         draw(settings, ready, given.checkpoint, given.out, given.clip, given.frames)

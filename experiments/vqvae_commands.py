@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from counting import counter
+from places import check_folder
 from vqvae_runs import open_data, report, trained
 
 from mfk import train
@@ -105,14 +106,10 @@ def command(given: Generate | Evaluate | Encode | Decode | Picture) -> None:
     tokenizer = vqvae_tokens.tokenizer_id(made.params, made.state)
     if isinstance(given, Evaluate):
         run = train.run_of(given.checkpoint)
+        out = given.out or run / "evaluation"
+        check_folder("--out", out)
         train.check_same_data(run, vqvae_data.data_record(made.settings.data))
-        report(
-            made,
-            open_data(made.settings),
-            given.out or run / "evaluation",
-            {"checkpoint": str(given.checkpoint)},
-            ranks.current(),
-        )
+        report(made, open_data(made.settings), out, {"checkpoint": str(given.checkpoint)}, ranks.current())
     elif isinstance(given, Encode):
         table = open_families(given.data, tuple(made.prepared.features), max_samples=given.max_samples)
         try:

@@ -98,9 +98,11 @@ def fingerprint(path: Path) -> str:
     """A file's size and CRC-32 in words, so that a resumed run can tell other data.
 
     Raises:
-        OSError: it cannot be read.
+        FileNotFoundError: there is no such file. OSError: it cannot be read.
     """
     crc, size = 0, 0
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
     with path.open("rb") as file:
         while block := file.read(2**22):
             crc, size = zlib.crc32(block, crc), size + len(block)
