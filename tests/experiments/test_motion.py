@@ -75,6 +75,8 @@ def test_from_a_file_to_a_report_an_animation_and_exports(
         first = torch.jit.load("encoder.ts")(frames, label)
     program = torch.export.load("encoder.pt2").module()(frames, label)
     assert first.shape == (5, 28) and torch.allclose(first, program, atol=1e-5)
+    assert run(monkeypatch, "evaluate", "--checkpoint", str(out), "--out", "encoder.ts") == 2
+    assert "--out: encoder.ts: expected a folder, got the file" in capsys.readouterr().err
     # Evaluated again to the same figures; a clip's end ends the animation, however many frames are asked for.
     assert run(monkeypatch, "evaluate", "--checkpoint", str(out)) == 0
     again = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))

@@ -97,6 +97,9 @@ def test_an_edited_config_of_ik(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     edit(folder, "base_steps: 2\n", "base_steps: 1\n")
     edit(folder, "report_poses: 100\n", "report_poses: 50\n")  # which nothing was trained with
     assert run(monkeypatch, panda, *commands[1]) == 0
+    (tmp_path / "file").touch()
+    told = refused(monkeypatch, capfd, panda, *commands[1][:-1], str(tmp_path / "file"))
+    assert f"--out: {tmp_path}/file: expected a folder, got the file" in told
 
 
 def test_an_edited_config_of_motion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

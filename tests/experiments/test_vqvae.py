@@ -102,6 +102,19 @@ def test_what_a_run_leaves(made: Path) -> None:
     } <= history.keys()
 
 
+def test_a_report_that_has_no_place_or_no_data(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    line = ["evaluate", "--checkpoint", "run", "--out"]
+    assert run(monkeypatch, *line, "table.npz") == 2
+    assert "error: --out: table.npz: expected a folder, got the file" in capsys.readouterr().err
+    shutil.copytree(made / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *line, "new") == 2 and not Path("new").exists()
+    assert capsys.readouterr().err == "error: table.npz: there is no such file\n"
+
+
 def test_the_documented_checkpoint(made: Path) -> None:
     folder = made / "run"
     best = torch.load(folder / "best_model.pt", weights_only=True)
