@@ -91,7 +91,9 @@ def test_resumed_run_is_bit_identical(
 ) -> None:
     """Ctrl-C at a step in a real process, then the command that it prints."""
     folder = tmp_path / "run"
-    stopped = signalled("SIGINT", "step 8/60  val", SCRIPT, *TINY, "--steps", "60", "--out", str(folder))
+    stopped = signalled(
+        "SIGINT", "step 8/60  position_mm", SCRIPT, *TINY, "--steps", "60", "--out", str(folder)
+    )
     assert stopped.returncode == 130, stopped.stderr
     found = re.search(r"Resume with: python experiments/panda.py (--resume .*)", stopped.stdout)
     assert found, stopped.stdout
