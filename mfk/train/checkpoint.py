@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from mfk.core.config import as_json
 from mfk.core.files import write_atomically
 from mfk.core.types import Tree
 from mfk.train.arrays import read_arrays, write_arrays
+from mfk.train.interrupt import postponed
 from mfk.train.state import MemberBest, TrainState
 
 AnyTree = TypeVar("AnyTree")
@@ -35,6 +37,7 @@ FOLDER, MANIFEST = "checkpoints", "manifest.json"
 FORMAT = 1
 """Of the manifest. One without a number is older, and read as well; a higher number is refused."""
 
+_RAISING = (signal.SIGINT, signal.SIGCHLD)  # the latter where a worker of a DataLoader has died
 _SAVING = ".orbax-checkpoint-tmp"
 _DELETING = ".deleted"
 
@@ -98,25 +101,26 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     _check_space(path, sum(array.nbytes for array in arrays.values()))
-    try:
-        write_arrays(path, arrays)
-        manifest = {
-            "step": state.step,
-            "metrics": as_json(metrics or {}),
-            "settings": as_json(settings or {}),
-            "best_metric": best_metric,
-            "leaves": leaves,
-            "files": {name: _stamp(path / name) for name in _files(path)},
-        }
-        sealed = {"format": FORMAT, "crc": _seal(manifest), "manifest": manifest}
-        write_atomically(path / MANIFEST, json.dumps(sealed))
-    except Exception as error:
-        raise OSError(
-            f"{path}: could not write the checkpoint ({_first_line(error)}). "
-            f"Complete checkpoints left as they were: {[c.step for c in saved(folder)]}"
-        ) from error
-    if keep_last is not None:
-        _retain(folder, keep_last, best_metric)
+    with postponed(*_RAISING):
+        try:
+            write_arrays(path, arrays)
+            manifest = {
+                "step": state.step,
+                "metrics": as_json(metrics or {}),
+                "settings": as_json(settings or {}),
+                "best_metric": best_metric,
+                "leaves": leaves,
+                "files": {name: _stamp(path / name) for name in _files(path)},
+            }
+            sealed = {"format": FORMAT, "crc": _seal(manifest), "manifest": manifest}
+            write_atomically(path / MANIFEST, json.dumps(sealed))
+        except Exception as error:
+            raise OSError(
+                f"{path}: could not write the checkpoint ({_first_line(error)}). "
+                f"Complete checkpoints left as they were: {[c.step for c in saved(folder)]}"
+            ) from error
+        if keep_last is not None:
+            _retain(folder, keep_last, best_metric)
     return path
 
 
@@ -270,10 +274,11 @@ def _read(chosen: Saved, names: list[str]) -> dict[str, np.ndarray]:
     shapes = {name: tuple(chosen.leaves[name]["shape"]) for name in names}
     arrays: dict[str, Any] = {}
     if any(math.prod(shape) for shape in shapes.values()):
-        try:
-            arrays = read_arrays(chosen.path)
-        except Exception as error:  # what files whose checksums were forged make of orbax can be anything
-            raise _damaged(chosen.path, _first_line(error)) from error
+        with postponed(*_RAISING):
+            try:
+                arrays = read_arrays(chosen.path)
+            except Exception as error:  # what files whose checksums were forged make of orbax can be anything
+                raise _damaged(chosen.path, _first_line(error)) from error
     for name, shape in shapes.items():
         dtype = _STORED.get(chosen.leaves[name]["dtype"], chosen.leaves[name]["dtype"])
         array = arrays.get(name) if math.prod(shape) else np.zeros(shape, dtype)

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -39,3 +40,35 @@ def interruptible() -> Iterator[Callable[[], int | None]]:
         yield lambda: received[0] if received else None
     finally:
         restore()
+
+
+@contextmanager
+def postponed(*numbers: signal.Signals) -> Iterator[None]:
+    """Have the handlers of these signals wait for the end of the block.
+
+    They raise wherever the main thread is. In a library that waits for threads of its own these are left
+    waiting, and the process with them when it is to end. A second SIGINT is let through: whatever the block
+    waits for, a user can leave it. Outside the main thread nothing is held back, nor what Python does not
+    handle.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            previous[signal.SIGINT](number, frame)
+        came.append(number)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in dict.fromkeys(came):
+        previous[signal.Signals(number)](number, None)
