@@ -47,7 +47,8 @@ def amid(call: Callable[..., Any], *numbers: signal.Signals) -> Callable[..., An
 
 
 def state() -> TrainState:
-    return TrainState(3, {"w": torch.arange(3.0)}, {}, {}, None, Guard(*[torch.tensor(0)] * 5))
+    guard: Any = [torch.tensor(0)] * 5
+    return TrainState(3, {"w": torch.arange(3.0)}, {}, {}, None, Guard(*guard))
 
 
 @pytest.mark.parametrize(
