@@ -206,12 +206,6 @@ def own_parts(each: Iterable[Tensor]) -> Iterator[Tensor]:
         yield from (part.view(x.shape[1:]) for part, x in zip(parts, run, strict=True))
 
 
-def own_blocks(rows: int, size: int, here: Ranks | None) -> list[slice]:
-    """The blocks of rows that fall to a rank, None: all of them; the same blocks for any number of ranks."""
-    rank, count = here or (0, 1)
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)[rank::count]]
-
-
 def highest(value: int) -> int:
     """The largest of the ranks' numbers."""
     if current().count == 1:

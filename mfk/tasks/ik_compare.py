@@ -143,7 +143,7 @@ def compare(
     """
     here = here or Ranks(0, 1)
     poses = len(problems.q_target)
-    blocks = ranks.own_blocks(poses, ROWS, here)
+    blocks = torch.arange(poses).split(ROWS)[here.rank :: here.count]
     pose = forward(chain, problems.q_target.double())
     errors = {name: PoseErrors(*pose.new_zeros(2, poses)) for name in named}
     for rows in blocks:
@@ -157,7 +157,7 @@ def compare(
         errors = {name: together[name] for name in named}
     medians = [float("nan")] * len(named)
     if here.rank == 0:
-        own = torch.cat([torch.arange(rows.start, rows.stop) for rows in blocks])
+        own = torch.cat(blocks)
         reference, pose = problems.q_reference[own], pose[own]
         seconds = [[_time(solve, reference, pose) for solve in named.values()] for _ in range(repeats)]
         medians = [sorted(times)[repeats // 2] / len(own) for times in zip(*seconds, strict=True)]

@@ -94,14 +94,15 @@ def emulated(
     Raises:
         ValueError: a world that the emulator does not know.
     """
+    here = here or Ranks(0, 1)
     respond = emulator(nets, params, state, world.name)
     shocks = len(world.shocks.names) if nets.config.shock is None else 1
     made = torch.zeros(len(theta), shocks, nets.horizon + 1, len(OBSERVABLES), device=theta.device)
     with torch.no_grad():
-        for some in ranks.own_blocks(len(theta), _ROWS, here):
-            made[some] = respond(theta[some])
+        for first in range(0, len(theta), _ROWS)[here.rank :: here.count]:
+            made[first : first + _ROWS] = respond(theta[first : first + _ROWS])
     # Zeros where other ranks have their responses: the sum puts them together, to the bit.
-    return made if here is None else ranks.add_up(made)
+    return made if here.count == 1 else ranks.add_up(made)
 
 
 def measure(

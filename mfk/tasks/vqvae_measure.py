@@ -82,11 +82,12 @@ def measure(
         x: prepared rows.
         here: this process among those that share the rows, `ranks.current()`; None: it takes all of them.
     """
-    own = {}
+    blocks = blocks_of(x, here)
     with torch.no_grad():
-        for some in blocks_of(x, here):
-            parts = forward(nets, config, params, state, x[some])
-            own[some.start] = _sums(nets, parts, params, state, x[some])
+        own = {
+            i: _sums(nets, forward(nets, config, params, state, rows), params, state, rows)
+            for i, rows in blocks
+        }
     if here is not None:
         own = {i: one for some in ranks.everyone(own) for i, one in some.items()}
     # In the order of the rows, whoever had them.

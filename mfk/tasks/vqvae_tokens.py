@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,15 +53,17 @@ def encode(
     """
     tokens = torch.zeros(len(x), len(nets.levels), dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        for some in blocks_of(x, here):
-            tokens[some] = forward(nets, config, params, state, x[some]).indices
+        for first, rows in blocks_of(x, here):
+            tokens[first : first + len(rows)] = forward(nets, config, params, state, rows).indices
     # Zeros where other ranks have their tokens.
     return tokens if here is None else ranks.add_up(tokens)
 
 
-def blocks_of(x: Tensor, here: Ranks | None) -> list[slice]:
-    """The rows of `x` that fall to a rank, None: all of them, as many at a time as a network is given."""
-    return ranks.own_blocks(len(x), _ROWS, here)
+def blocks_of(x: Tensor, here: Ranks | None) -> Iterator[tuple[int, Tensor]]:
+    """The rows of `x` that fall to a rank, None: all of them, in blocks: number of the first one, rows."""
+    rank, count = here or (0, 1)
+    for first in range(0, len(x), _ROWS)[rank::count]:
+        yield first, x[first : first + _ROWS]
 
 
 def decode(nets: VQVAENets, config: VQVAEConfig, params: Tree, state: Tree, tokens: Tensor) -> Tensor:

@@ -69,8 +69,6 @@ def postponed(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            # What another signal's handler has put in its place meanwhile stays.
-            if signal.getsignal(number) is note:
-                signal.signal(number, handler)
+            signal.signal(number, handler)
     for number in dict.fromkeys(came):
         previous[signal.Signals(number)](number, None)

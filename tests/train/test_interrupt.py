@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mfk.train import Guard, TrainState, checkpoint
-from mfk.train.interrupt import interruptible, postponed
+from mfk.train.interrupt import postponed
 
 
 class Died(RuntimeError):
@@ -82,17 +82,6 @@ def test_two_workers_that_die_wait_and_a_second_interrupt_does_not() -> None:
             passed.append(2)
     assert passed.count(2) == 1
     assert signal.getsignal(signal.SIGCHLD) is died
-
-
-def test_a_signal_amid_the_block_that_has_handlers_put_back() -> None:
-    """SIGTERM, the first signal of a run: Ctrl-C is to stop it at once from then on."""
-    before = signal.getsignal(signal.SIGTERM)
-    with interruptible() as received:
-        with postponed(signal.SIGINT):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert received() == signal.SIGTERM
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_error_of_the_block_comes_first() -> None:
